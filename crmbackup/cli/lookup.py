@@ -1,0 +1,54 @@
+"""Which snapshot is meant: the same words and the same help in every command."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime
+
+from crmbackup.cli.render import plural, printable, when
+from crmbackup.core.errors import SnapshotNotFound, UsageError
+from crmbackup.core.events import Emit, Warned
+from crmbackup.repository.manifest import ManifestHeader
+from crmbackup.repository.repository import Repository, find_snapshot
+
+
+def choose_snapshot(
+    repository: Repository, policy: str | None, wanted: str, emit: Emit, at: datetime | None = None
+) -> ManifestHeader:
+    """The snapshot of a policy (None: of any) that `wanted` and `at` mean.
+
+    Snapshots that cannot be trusted or read are warned of and left out. Raises SnapshotNotFound, and UsageError when
+    "latest" would mix several policies.
+    """
+    listing = repository.snapshots(policy)
+    for problem in listing.problems:
+        emit(Warned(problem.code, str(problem), problem.hint))
+    headers = listing.headers
+    if not headers:
+        raise SnapshotNotFound(
+            f"the repository at {repository.storage.location} has no complete snapshot"
+            + (f" of the policy {policy}" if policy else ""),
+            hint=_others(repository, policy),
+        )
+    names = sorted({header.policy for header in headers})
+    if len(names) > 1 and wanted == "latest":
+        raise UsageError(
+            "the repository holds snapshots of several policies",
+            why=", ".join(names),
+            hint="say which with --of NAME",
+        )
+    if at is not None and headers[0].captured > at:
+        raise SnapshotNotFound(
+            f"there is no complete snapshot from {when(at)} or before",
+            hint=f"the oldest one is {headers[0].snapshot_id} from {when(headers[0].captured)}",
+        )
+    return find_snapshot(headers, wanted, at)
+
+
+def _others(repository: Repository, policy: str | None) -> str:
+    """What to do where a policy has no snapshots."""
+    found = Counter(header.policy for header in repository.snapshots().headers) if policy else Counter()
+    if not found:
+        return "make one with `crmbackup backup POLICY`"
+    counts = ", ".join(f"{plural(found[name], 'snapshot')} of {printable(name)}" for name in sorted(found))
+    return f"it has {counts}; --of NAME says whose are meant"

@@ -1,0 +1,92 @@
+"""Both sides of the SQLite engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from crmbackup.core.clock import Clock
+from crmbackup.core.errors import SourceEmpty
+from crmbackup.core.events import Emit
+from crmbackup.engines.base import Parent, SourceEngine, TableRecord, TargetEngine, Verification, Workers
+from crmbackup.engines.sqlite.connection import ENGINE_VERSION, check_magic, look_at, source_connection, source_errors
+from crmbackup.engines.sqlite.joining import joined
+from crmbackup.engines.sqlite.reader import Source
+from crmbackup.engines.sqlite.restore import SqliteRestore
+from crmbackup.engines.sqlite.snapshot import SqliteSnapshot
+from crmbackup.engines.sqlite.verify import query, verify
+
+
+class SqliteSource(SourceEngine):
+    """One database file.
+
+    checksums: "tables" for row counts and checksums of every table, "pages" for row counts only. page_key: 32 bytes,
+    keys the page hashes in the local state; the same for a snapshot and its parent.
+    """
+
+    name = "sqlite"
+
+    def __init__(self, source: Source, checksums: str, page_key: bytes) -> None:
+        self.source = source
+        self._checksums = checksums
+        self._page_key = page_key
+
+    def preflight(self, jobs: int) -> int:
+        look_at(self.source.path)
+        if self.source.encrypted:
+            return jobs
+        check_magic(self.source.path)
+        path, busy_seconds = self.source.path, self.source.busy_seconds
+        with source_errors(path), source_connection(path, busy_seconds) as connection:
+            tables = connection.execute("SELECT 1 FROM main.sqlite_schema WHERE type = 'table' LIMIT 1").fetchall()
+        if not tables:
+            raise SourceEmpty(
+                f"the database {self.source.path} holds no tables",
+                why="its schema is empty",
+                hint="check source.path; a new, empty database is no CRM",
+            )
+        return jobs
+
+    @contextmanager
+    def open_snapshot(
+        self, workers: Workers, parent: Parent | None, state: Path, clock: Clock, emit: Emit
+    ) -> Iterator[SqliteSnapshot]:
+        with joined(workers, self.source, clock) as moment:
+            snapshot = SqliteSnapshot(
+                self.source, self._checksums, self._page_key, workers, moment, parent, state, clock, emit
+            )
+            try:
+                yield snapshot
+            finally:
+                snapshot.close()
+
+
+class SqliteTarget(TargetEngine):
+    """Database files that are rebuilt."""
+
+    @contextmanager
+    def open_restore(
+        self, layout: Mapping[str, Any], digest: str, target: Path, *, overwrite: bool
+    ) -> Iterator[SqliteRestore]:
+        restore = SqliteRestore(layout, digest, target, overwrite=overwrite)
+        try:
+            yield restore
+        finally:
+            restore.close()
+
+    def verify(
+        self,
+        workers: Workers,
+        target: Path,
+        tables: Sequence[TableRecord],
+        properties: Mapping[str, Any],
+        emit: Emit,
+    ) -> Verification:
+        if properties.get("encrypted"):
+            return Verification(ENGINE_VERSION, [], {}, [])
+        return verify(workers, target, tables, emit)
+
+    def query(self, target: Path, sql: str) -> object:
+        return query(target, sql)

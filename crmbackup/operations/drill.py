@@ -1,0 +1,324 @@
+"""A drill: restore into an isolated place, prove that it is the snapshot, and write down how it went.
+
+It uses the repository and the identity only, nothing of what this host remembers: what a new host would have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from crmbackup.core.canonical import canonical_json
+from crmbackup.core.clock import Clock
+from crmbackup.core.errors import CrmBackupError, IntegrityError, SnapshotNotFound
+from crmbackup.core.events import Emit, Notice
+from crmbackup.core.files import local_error, write_durably
+from crmbackup.engines.base import CheckOutcome, TargetEngine
+from crmbackup.operations.assertions import check_assertion
+from crmbackup.operations.compare import compare_schema, compare_tables, compare_virtual
+from crmbackup.operations.restore import RestorePlan, RestoreResult, plan_restore, run_restore
+from crmbackup.operations.shipping import StorageSpec
+from crmbackup.operations.workers import ProcessWorkers
+from crmbackup.policy.model import Assertion
+from crmbackup.reports import drill as reports
+from crmbackup.reports.html import render_html
+from crmbackup.reports.signing import sign_report, signature_of
+from crmbackup.repository.manifest import ManifestHeader
+from crmbackup.repository.repository import Repository, Snapshots, find_snapshot
+
+
+@dataclass(frozen=True)
+class DrillJob:
+    """Everything that one drill needs, resolved.
+
+    open_repository: with the identity; called within the drill, so that fetching keys is timed. wanted: an id, "latest"
+    or "random"; window: for random, only snapshots younger than this. directory: where to restore to. rto, rpo in
+    seconds. foreign_keys: "fail" or "report", as in the policy. policy_sha256: of the policy file, None without one. operator: who asked for it.
+    """
+
+    policy: str
+    open_repository: Callable[[], Repository]
+    storage: StorageSpec
+    make_target: Callable[[str], TargetEngine]
+    wanted: str
+    window: timedelta | None
+    directory: Path
+    reports: Path
+    assertions: Sequence[Assertion]
+    foreign_keys: str
+    rto: float | None
+    rpo: float | None
+    policy_sha256: str | None
+    operator: str | None
+    trigger: str
+    jobs: int
+    host: str
+    tool: str
+    signer: Callable[[Repository], tuple[bytes, Callable[[bytes], bytes]]]
+    verify_command: str
+    clock: Clock
+    emit: Emit
+    rng: random.Random
+
+
+@dataclass(frozen=True)
+class DrillResult:
+    """A drill that is over. Paths of the signed JSON and of the page."""
+
+    report: reports.DrillReport
+    json_path: Path
+    html_path: Path
+    report_sha256: str
+    error: CrmBackupError | None
+
+
+@dataclass
+class _Drill:
+    """What is known so far; also of a drill that fails midway."""
+
+    job: DrillJob
+    id: str
+    started: datetime
+    repository: Repository | None = None
+    header: ManifestHeader | None = None
+    plan: RestorePlan | None = None
+    restored: RestoreResult | None = None
+    target: reports.TargetInfo | None = None
+    timings: list[reports.PhaseTiming] = field(default_factory=list)
+    objectives: reports.Objectives = field(default_factory=reports.Objectives)
+    tables: list[reports.TableResult] = field(default_factory=list)
+    schema: reports.SchemaResult | None = None
+    checks: list[reports.CheckResult] = field(default_factory=list)
+    assertions: list[reports.AssertionResult] = field(default_factory=list)
+    engine_version: str | None = None
+    compared: bool = False
+    error: CrmBackupError | None = None
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started, began = self.job.clock.now(), self.job.clock.monotonic()
+        try:
+            yield
+        finally:
+            self.timings.append(reports.PhaseTiming(name, started, self.job.clock.monotonic() - began))
+
+
+def run_drill(job: DrillJob) -> DrillResult:
+    """One drill. A failure is a report too; only what prevents the report itself is raised (LocalError, KeyProblem)."""
+    drill = _Drill(job, os.urandom(8).hex(), job.clock.now())
+    began = job.clock.monotonic()
+    place: Path | None = None
+    try:
+        with drill.phase("keys"):
+            drill.repository = job.open_repository()
+        with drill.phase("locate"):
+            _locate(drill, drill.repository)
+        place = _isolated_place(drill)
+        assert drill.plan is not None
+        engine = job.make_target(drill.plan.header.engine)
+        with drill.phase("restore"):
+            drill.restored = run_restore(
+                replace(drill.plan, target=place / "restored"),
+                drill.repository,
+                job.storage,
+                engine,
+                jobs=job.jobs,
+                overwrite=False,
+                clock=job.clock,
+                emit=job.emit,
+            )
+        took = job.clock.monotonic() - began
+        drill.objectives = replace(drill.objectives, rto_target_s=job.rto, rto_actual_s=took)
+        _validate(drill, engine, place / "restored")
+    except CrmBackupError as error:
+        drill.error = error
+    finally:
+        if place:
+            shutil.rmtree(place, ignore_errors=True)
+    if drill.target and place:
+        drill.target = replace(drill.target, destroyed=not place.exists())
+    if drill.repository is None:
+        # Without the repository there is no key to sign with: the failure itself is all there is to say.
+        assert drill.error is not None
+        raise drill.error
+    return _write(drill, drill.repository)
+
+
+def _locate(drill: _Drill, repository: Repository) -> None:
+    job = drill.job
+    listing = repository.snapshots(job.policy)
+    newest = listing.headers[-1] if listing.headers else None
+    drill.objectives = reports.Objectives(
+        rto_target_s=job.rto,
+        rpo_target_s=job.rpo,
+        rpo_actual_s=(drill.started - newest.captured).total_seconds() if newest else None,
+        rpo_basis="age of the newest complete snapshot when the drill began" if newest else None,
+    )
+    for problem in listing.problems:
+        drill.checks.append(reports.CheckResult("manifest", ok=False, detail=str(problem)))
+    drill.header = _choose(job, listing, drill.started)
+    drill.plan = plan_restore(repository, drill.header, job.directory / "restored", drill.started)
+
+
+def _choose(job: DrillJob, listing: Snapshots, now: datetime) -> ManifestHeader:
+    if job.wanted != "random":
+        return find_snapshot(listing.headers, job.wanted)
+    young = [header for header in listing.headers if job.window is None or now - header.captured <= job.window]
+    if not young:
+        raise SnapshotNotFound(
+            "there is no complete snapshot to choose from",
+            why="none is within drill.window" if listing.headers else "",
+            hint="widen drill.window, or drill --snapshot latest",
+        )
+    return job.rng.choice(young)
+
+
+def _isolated_place(drill: _Drill) -> Path:
+    job = drill.job
+    try:
+        place = Path(tempfile.mkdtemp(prefix="crmbackup-drill-", dir=job.directory))
+    except OSError as error:
+        raise local_error(error, f"create a directory for the drill in {job.directory}") from error
+    drill.target = reports.TargetInfo(
+        kind="private temporary directory",
+        host=job.host,
+        directory=str(place),
+        isolation=(
+            "a directory of its own that only its owner may enter, made for this drill and removed after it",
+            "no server, no network port; no application is configured to open it",
+            "opened read-only, with untrusted schema functions disabled",
+        ),
+        empty_before=not any(place.iterdir()),
+    )
+    return place
+
+
+def _validate(drill: _Drill, engine: TargetEngine, restored: Path) -> None:
+    job, plan = drill.job, drill.plan
+    assert plan is not None
+    body = plan.body
+    drill.checks.append(reports.CheckResult("page_digest", ok=True, detail=f"the whole image is {body.digest}"))
+    with drill.phase("verify"):
+        with ProcessWorkers(job.jobs) as workers:
+            seen = engine.verify(workers, restored, body.tables, body.properties, job.emit)
+        drill.engine_version = seen.engine_version
+        drill.checks += [_accepted(check, job) for check in seen.checks]
+        drill.checks += compare_virtual(body.tables, seen.tables)
+        drill.tables = compare_tables(body.tables, seen.tables)
+        if body.schema:
+            drill.schema = compare_schema(body.schema, seen)
+    with drill.phase("assertions"):
+        drill.assertions = [check_assertion(each, lambda sql: engine.query(restored, sql)) for each in job.assertions]
+    drill.compared = True
+
+
+def _accepted(check: CheckOutcome, job: DrillJob) -> reports.CheckResult:
+    """A check as the report has it: broken references may be accepted by the policy, which the report then says."""
+    if check.name != "foreign_key_check" or check.ok or job.foreign_keys == "fail":
+        return reports.CheckResult(check.name, check.ok, check.detail)
+    job.emit(Notice(f"rows without parents, accepted by drill.foreign_keys: {check.detail}"))
+    return reports.CheckResult(check.name, ok=True, detail=f"accepted by drill.foreign_keys: report; {check.detail}")
+
+
+def _write(drill: _Drill, repository: Repository) -> DrillResult:
+    job = drill.job
+    report = _report(drill, repository)
+    public, sign = job.signer(repository)
+    document = sign_report(report, public, sign)
+    name = f"{drill.started:%Y%m%dT%H%M%SZ}-{job.policy}-{drill.id}"
+    json_path, html_path = job.reports / f"{name}.json", job.reports / f"{name}.html"
+    try:
+        job.reports.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise local_error(error, f"create the directory {job.reports}") from error
+    signature = signature_of(document)
+    write_durably(json_path, canonical_json(document) + b"\n", mode=0o644)
+    page = render_html(report, signature, job.verify_command.replace("REPORT", str(json_path)))
+    write_durably(html_path, page.encode("utf-8"), mode=0o644)
+    return DrillResult(report, json_path, html_path, signature.report_sha256, drill.error)
+
+
+def _report(drill: _Drill, repository: Repository) -> reports.DrillReport:
+    job, header, body = drill.job, drill.header, drill.plan.body if drill.plan else None
+    restored: reports.Outcome = "passed" if drill.restored else "failed"
+    if not drill.compared:
+        validation: reports.Outcome = "not-run"
+    elif not drill.tables:
+        # An encrypted database: its pages are all there is to compare, and they are equal.
+        validation = "passed" if all(check.ok for check in drill.checks + drill.assertions) else "failed"
+    else:
+        validation = reports.judge_validation(drill.tables, drill.schema, drill.checks, drill.assertions)
+    error = drill.error
+    damaged = (str(error),) if isinstance(error, IntegrityError) and error.code != "pack-missing" else ()
+    missing = (str(error),) if isinstance(error, IntegrityError) and error.code == "pack-missing" else ()
+    done = drill.restored
+    return reports.DrillReport(
+        drill=reports.DrillInfo(
+            id=drill.id,
+            quarter=reports.quarter_of(drill.started),
+            type="restore and compare",
+            trigger=job.trigger,
+            policy=job.policy,
+            tool_version=job.tool,
+            policy_sha256=job.policy_sha256,
+            previous_report_sha256=_previous(job),
+        ),
+        people=reports.People(operator=job.operator),
+        source=reports.SourceInfo(
+            repository=repository.storage.location,
+            repository_id=repository.document.repository_id,
+            snapshot_id=header.snapshot_id if header else None,
+            kind=header.kind if header else None,
+            captured_at=header.captured if header else None,
+            parent=header.parent if header else None,
+            engine=header.engine if header else None,
+            engine_version=body.engine_version if body else None,
+            position=json.dumps(body.position, sort_keys=True) if body else None,
+            host=header.host if header else None,
+            signer=repository.document.signer_name(bytes.fromhex(header.signer)) if header else None,
+        ),
+        target=replace(drill.target, engine_version=drill.engine_version) if drill.target else None,
+        verdicts=reports.Verdicts(restored, validation, reports.judge_objectives(drill.objectives)),
+        started_at=drill.started,
+        finished_at=job.clock.now(),
+        timings=tuple(drill.timings),
+        objectives=drill.objectives,
+        repository=reports.RepositoryReading(
+            objects_read=(done.packs if done else 0) + (2 if body else 1),
+            bytes_read=done.stored if done else 0,
+            frames_verified=done.frames if done else 0,
+            missing=missing,
+            damaged=damaged,
+        ),
+        tables=tuple(drill.tables),
+        schema=drill.schema,
+        checks=tuple(drill.checks),
+        assertions=tuple(drill.assertions),
+        not_covered=tuple(_not_covered(drill)),
+        error=reports.DrillError(error.code, str(error), error.hint or None) if error else None,
+    )
+
+
+def _not_covered(drill: _Drill) -> Iterator[reports.NotCovered]:
+    body = drill.plan.body if drill.plan else None
+    for name, reason in body.not_covered if body else ():
+        yield reports.NotCovered(name, reason)
+    yield reports.NotCovered("files beside the database", "uploads, attachments and configuration are not in snapshots")
+
+
+def _previous(job: DrillJob) -> str | None:
+    """The digest of this policy's last report in the directory, so that reports form a chain."""
+    names = f"{'?' * 16}-{job.policy}-{'?' * 16}.json"  # time and id have fixed lengths, policies any
+    found = sorted(job.reports.glob(names)) if job.reports.is_dir() else []
+    try:
+        return str(json.loads(found[-1].read_bytes())["report_sha256"]) if found else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,119 @@
+"""Bringing a database back."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import Future, as_completed
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from crmbackup.core.clock import Clock
+from crmbackup.core.errors import IdentityMissing, ObjectDamaged
+from crmbackup.core.events import Emit, PhaseEnded, PhaseStarted, Progress
+from crmbackup.engines.base import Restore, TableRecord, TargetEngine
+from crmbackup.operations.manifests import SnapshotBody, read_body
+from crmbackup.operations.shipping import PackRead, StorageSpec, UnshipContext, prepare, unship
+from crmbackup.operations.workers import ProcessWorkers
+from crmbackup.repository.chunks import ChunkRef
+from crmbackup.repository.manifest import ManifestHeader
+from crmbackup.repository.repository import Repository
+
+
+@dataclass(frozen=True)
+class RestorePlan:
+    """What a restore would do. age in seconds; sizes in bytes; replaces: the target exists and would be replaced."""
+
+    header: ManifestHeader
+    body: SnapshotBody
+    target: Path
+    age: float
+    fetch_size: int
+    replaces: bool
+
+    @property
+    def captured(self) -> datetime:
+        """The moment whose content comes back."""
+        return self.header.captured
+
+    @property
+    def tables(self) -> Sequence[TableRecord]:
+        """What each table will hold."""
+        return self.body.tables
+
+
+@dataclass(frozen=True)
+class RestoreResult:
+    """A restore that is done. stored and raw in bytes."""
+
+    seconds: float
+    packs: int
+    stored: int
+    raw: int
+    frames: int
+
+
+def plan_restore(repository: Repository, header: ManifestHeader, target: Path, now: datetime) -> RestorePlan:
+    """Read the snapshot's body and say what a restore to `target` means. Changes nothing."""
+    body = read_body(repository.body(header), header.packs)
+    age = (now - header.captured).total_seconds()
+    return RestorePlan(header, body, target, age, header.stored_size, target.exists())
+
+
+def run_restore(
+    plan: RestorePlan,
+    repository: Repository,
+    storage: StorageSpec,
+    engine: TargetEngine,
+    *,
+    jobs: int,
+    overwrite: bool,
+    clock: Clock,
+    emit: Emit,
+) -> RestoreResult:
+    """Fetch, verify, decrypt and place every chunk, verify the whole and give it its name.
+
+    Raises IntegrityError kinds, LocalError kinds, VerificationFailed; then the target is as it was.
+    """
+    if repository.identity is None:
+        raise IdentityMissing("restoring needs the identity", hint="give --identity-file or a passphrase")
+    began = clock.monotonic()
+    body = plan.body
+    context = UnshipContext(storage, repository.identity, body.chunk_key)
+    results: list[PackRead] = []
+    # Workers come first: forking wants a process without threads, and an engine may start some.
+    with (
+        ProcessWorkers(jobs) as workers,
+        engine.open_restore(body.layout, body.digest, plan.target, overwrite=overwrite) as restore,
+    ):
+        workers.each(prepare, context)
+        for future in as_completed(_fetches(plan, restore, workers, emit)):
+            results.append(future.result())
+            emit(Progress("fetch", results[-1].stored))
+        fetched = clock.monotonic()
+        emit(PhaseEnded("fetch", fetched - began))
+        emit(PhaseStarted("finish"))
+        restore.commit({number: value for result in results for number, value in result.placed.items()}, workers)
+        emit(PhaseEnded("finish", clock.monotonic() - fetched))
+    return RestoreResult(
+        seconds=clock.monotonic() - began,
+        packs=len(results),
+        stored=sum(result.stored for result in results),
+        raw=sum(result.raw for result in results),
+        frames=sum(result.frames for result in results),
+    )
+
+
+def _fetches(plan: RestorePlan, restore: Restore, workers: ProcessWorkers, emit: Emit) -> list[Future[PackRead]]:
+    """Start to fetch every pack. The place of each chunk is known, so packs may come in any order."""
+    chunks = plan.body.chunks
+    placements = restore.placements()
+    if set(placements) - set(range(len(chunks))):
+        raise ObjectDamaged("the layout of the snapshot names chunks that it does not have")
+    by_pack: dict[str, list[tuple[int, ChunkRef, object]]] = defaultdict(list)
+    for number, placement in placements.items():
+        by_pack[chunks[number].pack_id].append((number, chunks[number], placement))
+    needed = [info for info in plan.header.packs if info.pack_id in by_pack]
+    emit(PhaseStarted("fetch", sum(info.size for info in needed)))
+    return [workers.submit(unship, info, by_pack[info.pack_id], restore.place) for info in needed]

@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+"""Turn a crmbackup repository and its identity into the database, with no crmbackup at hand.
+
+    pip install cryptography zstandard blake3
+    python3 decrypt.py REPOSITORY-DIRECTORY IDENTITY-FILE                  lists the snapshots
+    python3 decrypt.py REPOSITORY-DIRECTORY IDENTITY-FILE OUT [SNAPSHOT]   writes the latest, or one by its id
+
+The repository must be a directory: fetch one from S3 with any S3 client first. Everything is verified on the way:
+signatures from the identity down, names of packs, chunks, and the digest of the whole file. The format is described,
+to the byte, in docs/design.md. Only SQLite snapshots ("pages" layouts) are known to this script.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import struct
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import zstandard
+from blake3 import blake3
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+BLOCK = 64 * 1024
+
+
+def fail(text: str) -> NoReturn:
+    sys.exit(f"decrypt.py: {text}")
+
+
+def hkdf(secret: bytes, info: bytes, salt: bytes | None = None) -> bytes:
+    return HKDF(algorithm=SHA256(), length=32, salt=salt, info=info).derive(secret)
+
+
+def read_identity(path: Path) -> bytes:
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    text = "".join("".join(lines).upper().split()).replace("-", "").removeprefix("CRMB1")
+    raw = base64.b32decode(text.translate(str.maketrans("018", "OIB")))
+    seed, checksum = raw[:32], raw[32:]
+    if checksum != hashlib.sha256(b"crmbackup identity\0" + seed).digest()[:3]:
+        fail("the identity's checksum is wrong: a character differs")
+    return seed
+
+
+def canonical(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+class Keys:
+    """The X25519 key that opens objects."""
+
+    def __init__(self, seed: bytes) -> None:
+        self.private = X25519PrivateKey.from_private_bytes(hkdf(seed, b"crmbackup/1 x25519"))
+        self.public = self.private.public_key().public_bytes_raw()
+        owner = Ed25519PrivateKey.from_private_bytes(hkdf(seed, b"crmbackup/1 ed25519"))
+        self.owner = owner.public_key().public_bytes_raw()
+
+    def open(self, data: bytes, offset: int, context: bytes) -> tuple[AESGCM, int]:
+        """The cipher of an object whose stanzas begin at offset, and where they end."""
+        (count,) = struct.unpack_from("<H", data, offset)
+        wanted = blake3(self.public).digest(length=16)
+        for start in range(offset + 2, offset + 2 + 96 * count, 96):
+            stanza = data[start : start + 96]
+            if stanza[:16] == wanted:
+                ephemeral = stanza[16:48]
+                shared = self.private.exchange(X25519PublicKey.from_public_bytes(ephemeral))
+                wrapping = hkdf(shared, context, ephemeral + self.public)
+                data_key = AESGCM(wrapping).decrypt(bytes(12), stanza[48:], context)
+                return AESGCM(data_key), offset + 2 + 96 * count
+        fail("this identity is not a recipient of the object")
+
+
+def read_repository(root: Path, keys: Keys) -> set[str]:
+    """The signers that the owner lists."""
+    document = json.loads((root / "repository.json").read_bytes())
+    signature = bytes.fromhex(document.pop("signature"))
+    if document["format"] != 1 or document["owner"] != keys.owner.hex():
+        fail("repository.json is of another format or of another owner")
+    Ed25519PublicKey.from_public_bytes(keys.owner).verify(signature, b"crmbackup/1 repository\0" + canonical(document))
+    return {signer["ed25519"] for signer in document["signers"]}
+
+
+def read_manifest(path: Path, signers: set[str]) -> tuple[dict[str, Any], bytes]:
+    """The verified header of a manifest, and its sealed body."""
+    data = path.read_bytes()
+    if data[:8] != b"CRMBMF01":
+        fail(f"{path} is no manifest of this format")
+    (size,) = struct.unpack_from("<I", data, 8)
+    head, signature, sealed = data[12 : 12 + size], data[12 + size : 76 + size], data[76 + size :]
+    header: dict[str, Any] = json.loads(head)
+    if header["signer"] not in signers:
+        fail(f"{path} is signed by an unknown host")
+    Ed25519PublicKey.from_public_bytes(bytes.fromhex(header["signer"])).verify(
+        signature, b"crmbackup/1 manifest\0" + head
+    )
+    if len(sealed) != header["sealed_size"] or blake3(sealed).hexdigest() != header["sealed_blake3"]:
+        fail(f"{path} is damaged")
+    return header, sealed
+
+
+def read_body(header: dict[str, Any], sealed: bytes, keys: Keys) -> dict[str, Any]:
+    cipher, end = keys.open(sealed, 0, b"crmbackup/1 manifest")
+    context = b"crmbackup/1 manifest body " + header["snapshot_id"].encode()
+    body: dict[str, Any] = json.loads(zstandard.decompress(cipher.decrypt(bytes(12), sealed[end:], context)))
+    return body
+
+
+def write_database(root: Path, header: dict[str, Any], body: dict[str, Any], keys: Keys, out: Path) -> None:
+    layout = body["layout"]
+    if layout["type"] != "pages":
+        fail(f"a layout of type {layout['type']} is not known to this script")
+    page_size = layout["page_size"]
+    chunks = list(struct.iter_unpack("<32sIIQII", base64.b64decode(body["chunks"])))
+    places = defaultdict(list)
+    for first, count, chunk, start in struct.iter_unpack("<IIII", base64.b64decode(layout["extents"])):
+        places[chunk].append(((first - 1) * page_size, start * page_size, count * page_size))
+    by_pack = defaultdict(list)
+    for number, chunk in enumerate(chunks):
+        by_pack[chunk[1]].append((number, chunk))
+    chunk_key = bytes.fromhex(body["chunk_key"])
+    descriptor = os.open(out, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    os.ftruncate(descriptor, layout["page_count"] * page_size)
+    for index, members in by_pack.items():
+        name = header["packs"][index][0]
+        pack = (root / "packs" / name[:2] / name).read_bytes()
+        if blake3(pack).hexdigest() != name:
+            fail(f"pack {name} is damaged")
+        cipher, _ = keys.open(pack, 8, b"crmbackup/1 pack")
+        for number, (chunk_id, _, frame, offset, stored, _raw) in members:
+            compressed = cipher.decrypt(frame.to_bytes(12, "big"), pack[offset : offset + stored], chunk_id)
+            content = zstandard.decompress(compressed)
+            if blake3(content, key=chunk_key).digest() != chunk_id:
+                fail(f"a chunk of pack {name} is not what its id says")
+            for at, start, length in places[number]:
+                os.pwrite(descriptor, content[start : start + length], at)
+    digest = blake3()
+    for at in range(0, layout["page_count"] * page_size, BLOCK):
+        digest.update(blake3(os.pread(descriptor, BLOCK, at)).digest())
+    if digest.hexdigest() != body["digest"]:
+        out.unlink()
+        fail("the restored file is not the snapshot's: removed")
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def main() -> None:
+    if not 3 <= len(sys.argv) <= 5:
+        sys.exit(__doc__)
+    root, keys = Path(sys.argv[1]), Keys(read_identity(Path(sys.argv[2])))
+    signers = read_repository(root, keys)
+    manifests = [read_manifest(path, signers) for path in (root / "snapshots").glob("*/*")]
+    # Names tell the second only: two snapshots may share it.
+    manifests.sort(key=lambda manifest: manifest[0]["captured"])
+    if len(sys.argv) == 3:
+        for header, _ in manifests:
+            print(header["snapshot_id"], header["policy"], header["kind"], header["captured"], header["source_size"])
+        return
+    wanted = sys.argv[4] if len(sys.argv) == 5 else ""
+    found = [manifest for manifest in manifests if manifest[0]["snapshot_id"].startswith(wanted)]
+    if not found:
+        fail(f"there is no snapshot {wanted}")
+    header, sealed = found[-1]
+    body = read_body(header, sealed, keys)
+    write_database(root, header, body, keys, Path(sys.argv[3]))
+    print(f"{sys.argv[3]} is snapshot {header['snapshot_id']} of {header['captured']}")
+    for table in body["tables"]:
+        print(f"  {table['name']}: {table['rows']} rows")
+
+
+if __name__ == "__main__":
+    main()

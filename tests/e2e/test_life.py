@@ -1,0 +1,152 @@
+"""A whole life on a local disk, as a sysadmin lives it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.product import Host, content, quiet, value, workday, write_policy
+
+pytestmark = pytest.mark.e2e
+
+
+def test_from_nothing_to_a_proved_restore(host: Host, database: Path, tmp_path: Path) -> None:
+    source, repository = database, tmp_path / "repository"
+    host.run("policy", "new", "--defaults", "--source-path", source, "--repository-url", repository, "--rto", "1h")
+    assert host.run("policy", "validate", "crm").out.endswith("crm.yaml is valid\n")
+
+    sheet = host.run("init", "crm", "--no-passphrase", "--identity-out", "identity.txt").out
+    identity = (host.cwd / "identity.txt").read_text().splitlines()[-1]
+    assert "crmbackup recovery sheet" in sheet
+    assert str(repository) in sheet
+    assert identity not in sheet, "output that is no terminal does not get the identity"
+    assert (host.cwd / "identity.txt").stat().st_mode & 0o777 == 0o600
+    key = ("--identity-file", "identity.txt")
+
+    quiet(host.run("backup", "crm"))
+    first = content(source)
+    workday(source)
+    second = content(source)
+    assert second != first
+    quiet(host.run("backup", "crm"))
+
+    full, incremental = host.snapshots("crm")
+    assert (full["kind"], full["parent"]) == ("full", None)
+    assert (incremental["kind"], incremental["parent"]) == ("incremental", full["snapshot_id"])
+    assert incremental["added_size"] < full["added_size"] / 2
+
+    shown = host.run("show", "crm", *key, "--json").one("snapshot")
+    tables = {table["name"]: table["rows"] for table in shown["tables"] if table["kind"] == "table"}
+    assert "contacts" in tables
+    assert tables == {name: len(second[name]) for name in tables}
+
+    plan = host.run("restore", "crm", *key, "--to", "out.db", "--plan").out
+    assert incremental["snapshot_id"] in plan
+    assert not (host.cwd / "out.db").exists()
+    host.run("restore", "crm", *key, "--to", "out.db")
+    assert content(host.cwd / "out.db") == second
+    host.run("restore", "crm", *key, "--to", "older.db", "--snapshot", full["snapshot_id"][:6])
+    assert content(host.cwd / "older.db") == first
+
+    quiet(host.run("drill", "crm", *key))
+    report = next((host.state / "reports").glob("*.json"))
+    assert report.with_suffix(".html").read_text().startswith("<!DOCTYPE html>")
+    assert "is genuine" in host.run("report", "verify", report, "crm").out
+    quiet(host.run("check", "crm", "--read-data", *key))
+
+    (host.state / "catalog.db").unlink()
+    assert "2 snapshots and 1 drill" in host.run("catalog", "rebuild", "crm").out
+    drill = host.run("catalog", "drills", "crm", "--json").one("drill")
+    assert (drill["restore"], drill["validation"], drill["objectives"]) == ("passed", "passed", "met")
+
+
+def test_a_restore_picks_the_moment_that_is_asked_for(ready: Host, database: Path) -> None:
+    before = content(database)
+    workday(database)
+    ready.run("backup", "crm")
+    first, second = ready.snapshots("crm")
+
+    ready.run("restore", "crm", "--to", "first.db", "--at", first["captured"])
+    ready.run("restore", "crm", "--to", "second.db", "--at", second["captured"])
+    assert content(ready.cwd / "first.db") == before
+    assert content(ready.cwd / "second.db") == content(database)
+
+
+def test_one_repository_for_many_policies(ready: Host, database: Path, tmp_path: Path) -> None:
+    workday(database)
+    write_policy(ready.cwd / "policies" / "other.yaml", database, str(tmp_path / "repository"))
+    ready.run("backup", "other")
+    anywhere = ("--repository", tmp_path / "repository", "--identity-file", tmp_path / "identity.txt")
+
+    assert [each["policy"] for each in ready.snapshots("crm")] == ["crm"]
+    assert {each["policy"] for each in ready.snapshots("--repository", tmp_path / "repository")} == {"crm", "other"}
+    unclear = ready.run("restore", *anywhere, "--to", "out.db", code=2)
+    assert "crm, other" in unclear.err
+    assert "--of" in unclear.err
+    ready.run("restore", *anywhere, "--of", "other", "--to", "out.db")
+    assert content(ready.cwd / "out.db") == content(database)
+
+
+def test_a_second_host_joins_and_writes(ready: Host, tmp_path: Path) -> None:
+    second = Host(tmp_path / "second", ready.cwd)
+    second.home.mkdir()
+    stranger = second.run("backup", "crm", code=6)
+    assert "--join" in stranger.err
+    second.run("init", "crm", "--join")
+    second.run("backup", "crm")
+    third, fourth = ready.snapshots("crm")
+    assert third["signer"] != fourth["signer"]
+    quiet(ready.run("backup", "crm"))
+
+
+def test_losing_the_state_costs_one_full_and_is_said(ready: Host, database: Path) -> None:
+    (next(ready.state.glob("*/crm/current"))).unlink()
+    done = ready.run("backup", "crm", "--json")
+    assert done.one("snapshot")["kind"] == "full"
+    assert "remembers no snapshot" in done.one("warning")["text"]
+    ready.run("restore", "crm", "--to", "out.db")
+    assert content(ready.cwd / "out.db") == content(database)
+    assert ready.run("backup", "crm", "--json").one("snapshot")["kind"] == "incremental"
+
+
+def test_losing_the_host_key_has_a_way_out(ready: Host) -> None:
+    (ready.config / "host.key").unlink()
+    lost = ready.run("backup", "crm", code=6)
+    assert "init POLICY --join" in lost.err
+    ready.run("init", "crm", "--join")
+    quiet(ready.run("backup", "crm"))
+
+    (ready.config / "host.key").write_text("not a key")
+    damaged = ready.run("init", "crm", "--join", code=6)
+    assert f"{ready.config}/host.key" in damaged.err
+    assert "remove that file" in damaged.err
+
+
+def test_a_drill_that_finds_a_difference_fails_and_reports(ready: Host, database: Path) -> None:
+    policy = ready.cwd / "policies" / "crm.yaml"
+    policy.write_text(
+        policy.read_text()
+        + "drill:\n  assertions:\n"
+        + "    - {name: many, sql: select count(*) from contacts, expect: {min: 1000000}}\n"
+    )
+    done = ready.run("drill", "crm", "--json", code=7)
+    assert done.error["code"] == "verification-failed"
+    result = done.one("drill")
+    assert result["verdicts"] == {"restore": "passed", "validation": "failed", "objectives": "not-set"}
+    report = json.loads(Path(result["report"]).read_text())["report"]
+    (assertion,) = report["assertions"]
+    assert not assertion["ok"]
+    assert assertion["actual"] == str(value(database, "SELECT count(*) FROM contacts"))
+
+
+def test_an_objective_that_is_missed_has_an_exit_code_of_its_own(ready: Host) -> None:
+    policy = ready.cwd / "policies" / "crm.yaml"
+    policy.write_text(policy.read_text() + "objectives: {rpo: 1s}\n")
+    # The snapshot of `ready` is older than a second as soon as a second has gone by: the program itself takes part of it.
+    while ready.run("restore", "crm", "--to", "x", "--plan", "--json").one("plan")["age_seconds"] <= 1:
+        pass
+    done = ready.run("drill", "crm", "--json", code=8)
+    assert done.error["code"] == "objectives-missed"
+    assert done.one("drill")["verdicts"]["validation"] == "passed"
