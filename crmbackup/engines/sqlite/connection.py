@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ from crmbackup.core.errors import (
 
 MAGIC = b"SQLite format 3\0"
 RIGHTS = "run as the user who owns the database, or give read and write rights on the file and its directory"
+_LOG_IN_CHANGE = (apsw.SQLITE_READONLY_RECOVERY, apsw.SQLITE_READONLY_CANTLOCK)
+_LOG_PAUSE = 0.002
 _BUILT_IN = ("BINARY", "NOCASE", "RTRIM")
 ENGINE_VERSION = f"SQLite {apsw.sqlite_lib_version()}"
 
@@ -100,6 +103,28 @@ def open_source(path: Path, busy_seconds: float) -> apsw.Connection:
         connection.close()
         raise
     return connection
+
+
+def begin_read(connection: apsw.Connection, busy_seconds: float) -> int:
+    """Begin a read transaction, and read the schema's version, which takes the snapshot.
+
+    Raises apsw.ReadOnlyError when the log must be recovered first and we may not. A reader without the right to write
+    is told so too while another process changes the log's header, so it counts only when it lasts for `busy_seconds`.
+    """
+    connection.execute("BEGIN")
+    deadline = time.monotonic() + busy_seconds
+    while True:
+        try:
+            return int(connection.pragma("schema_version"))
+        except apsw.ReadOnlyError as error:
+            code = error.extendedresult  # type: ignore[attr-defined]  # missing in the stubs of apsw
+            if code not in _LOG_IN_CHANGE or time.monotonic() >= deadline:
+                connection.execute("ROLLBACK")
+                raise
+            time.sleep(_LOG_PAUSE)
+        except apsw.Error:
+            connection.execute("ROLLBACK")
+            raise
 
 
 def _stand_in(connection: apsw.Connection, name: str) -> None:

@@ -11,7 +11,14 @@ from crmbackup.core.clock import Clock
 from crmbackup.core.errors import SourceEmpty
 from crmbackup.core.events import Emit
 from crmbackup.engines.base import Parent, SourceEngine, TableRecord, TargetEngine, Verification, Workers
-from crmbackup.engines.sqlite.connection import ENGINE_VERSION, check_magic, look_at, source_connection, source_errors
+from crmbackup.engines.sqlite.connection import (
+    ENGINE_VERSION,
+    begin_read,
+    check_magic,
+    look_at,
+    source_connection,
+    source_errors,
+)
 from crmbackup.engines.sqlite.joining import joined
 from crmbackup.engines.sqlite.reader import Source
 from crmbackup.engines.sqlite.restore import SqliteRestore
@@ -40,6 +47,7 @@ class SqliteSource(SourceEngine):
         check_magic(self.source.path)
         path, busy_seconds = self.source.path, self.source.busy_seconds
         with source_errors(path), source_connection(path, busy_seconds) as connection:
+            begin_read(connection, busy_seconds)
             tables = connection.execute("SELECT 1 FROM main.sqlite_schema WHERE type = 'table' LIMIT 1").fetchall()
         if not tables:
             raise SourceEmpty(

@@ -14,7 +14,7 @@ from crmbackup.core.clock import Clock
 from crmbackup.core.errors import SourceChanged, SourceLocked
 from crmbackup.engines.base import Workers
 from crmbackup.engines.sqlite import opaque, reader, wal
-from crmbackup.engines.sqlite.connection import open_database, source_connection, source_errors
+from crmbackup.engines.sqlite.connection import begin_read, open_database, source_connection, source_errors
 from crmbackup.engines.sqlite.reader import Source, View
 
 #: Tries without holding writers off. Joining takes about a millisecond, so most succeed at once.
@@ -178,8 +178,10 @@ class _Meeting:
     def _looks_logged(self) -> bool:
         """Whether the database is in WAL mode now; then its shared memory is at hand."""
         with source_errors(self._source.path):
-            self._coordinator.execute("SELECT 1 FROM main.sqlite_schema LIMIT 1").fetchall()
-            if self._coordinator.pragma("journal_mode") != "wal":
+            begin_read(self._coordinator, self._source.busy_seconds)
+            mode = self._coordinator.pragma("journal_mode")
+            self._coordinator.execute("COMMIT")
+            if mode != "wal":
                 return False
             self._memory.open(self._coordinator.db_filename("main"))
             return True

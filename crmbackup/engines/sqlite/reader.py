@@ -18,7 +18,7 @@ from crmbackup.core.errors import SourceUnreadable
 from crmbackup.core.files import local_error
 from crmbackup.engines.base import SliceData
 from crmbackup.engines.sqlite import opaque, wal
-from crmbackup.engines.sqlite.connection import open_source, source_errors
+from crmbackup.engines.sqlite.connection import begin_read, open_source, source_errors
 from crmbackup.engines.sqlite.pages import (
     BLOCK_HASH_SIZE,
     BLOCK_SIZE,
@@ -64,8 +64,7 @@ def join(source: Source) -> View:
         connection = open_source(source.path, source.busy_seconds)
         _connection = connection
         connection.pragma("cache_size", -CACHE_KIB)
-        connection.execute("BEGIN")
-        schema_version = connection.pragma("schema_version")  # the first read takes the snapshot
+        schema_version = begin_read(connection, source.busy_seconds)
         page_size = connection.pragma("page_size")
         _, first = wal.read_file(connection, 0, page_size)
         mode = connection.pragma("journal_mode")
