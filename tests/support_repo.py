@@ -22,8 +22,9 @@ import apsw
 from crmbackup.core.clock import SystemClock
 from crmbackup.core.errors import CrmBackupError
 from crmbackup.core.events import Emit, discard
-from crmbackup.engines.sqlite.engine import SqliteSource, SqliteTarget
+from crmbackup.engines.sqlite.engine import SqliteSource
 from crmbackup.engines.sqlite.reader import Source
+from crmbackup.engines.sqlite.target import SqliteTarget
 from crmbackup.operations.backup import BackupJob, BackupResult, run_backup
 from crmbackup.operations.check import CheckResult, run_check
 from crmbackup.operations.restore import RestoreResult, plan_restore, run_restore
@@ -185,14 +186,12 @@ class Site:
         storage = storage or self.spec
         with closing(storage.open(read_only=True)) as opened:
             repository = Repository.open(opened, identity=identity or self.identity)
-            plan = plan_restore(repository, header, target, SystemClock().now())
+            plan = plan_restore(repository, header, SqliteTarget(target), SystemClock().now())
             return run_restore(
                 plan,
                 repository,
                 storage,  # type: ignore[arg-type]
-                SqliteTarget(),
                 jobs=1,
-                overwrite=False,
                 clock=SystemClock(),
                 emit=discard,
             )

@@ -25,8 +25,9 @@ from crmbackup.core.clock import SystemClock
 from crmbackup.core.errors import CrmBackupError
 from crmbackup.core.events import Event, Warned
 from crmbackup.engines.base import Image, Parent, Slice, SourceInfo, TableRecord, Verification
-from crmbackup.engines.sqlite.engine import SqliteSource, SqliteTarget
+from crmbackup.engines.sqlite.engine import SqliteSource
 from crmbackup.engines.sqlite.reader import Source
+from crmbackup.engines.sqlite.target import SqliteTarget
 from crmbackup.operations.workers import ProcessWorkers
 
 KEY = b"0123456789abcdef" * 2
@@ -92,7 +93,7 @@ class Taken:
 
 
 def _read(item: Slice) -> tuple[bytes, object]:
-    data = item.read()
+    (data,) = item.read()
     return bytes(data.payload), data.facts
 
 
@@ -127,7 +128,7 @@ class Chain:
             for number, future in enumerate([self.workers.submit(_read, item) for item in snapshot.slices()]):
                 payload, facts = future.result()
                 new.append(payload)
-                snapshot.shipped(number, facts)
+                snapshot.shipped(number, [(len(old) + number, facts)])
             image = snapshot.finish()
         image = replace(image, layout=json.loads(json.dumps(image.layout)))
         known = [*old, *new]
@@ -140,19 +141,19 @@ class Chain:
         """Rebuild a snapshot's file."""
         target = target or self.scratch / "restored.db"
         layout, digest = taken.image.layout, taken.image.digest
-        with SqliteTarget().open_restore(layout, digest, target, overwrite=overwrite) as restore:
+        place = SqliteTarget(target, overwrite=overwrite)
+        with place.open_restore(layout, digest, self.workers, self.events.append) as restore:
             placed = {
                 number: restore.place(placement, taken.chunks[number])
-                for number, placement in restore.placements().items()
+                for stage in restore.stages()
+                for number, placement in stage.items()
             }
             restore.commit(placed, self.workers)
         return target
 
     def verify(self, taken: Taken, target: Path) -> Verification:
         """Look at a rebuilt file as a drill does."""
-        found = SqliteTarget().verify(
-            self.workers, target, taken.image.tables, taken.info.properties, self.events.append
-        )
+        found = SqliteTarget(target).verify(self.workers, taken.image.tables, taken.info.properties, self.events.append)
         drop_side_files(target)
         return found
 

@@ -79,7 +79,7 @@ def command(
                 policy=loaded.policy.name,
                 open_repository=lambda: host.open_reader(place, keys, need_identity=True),
                 storage=place.spec,
-                make_target=host.target,
+                make_target=lambda name: host.drill_engine(name, loaded),
                 wanted="random" if at_random else wanted or settings.snapshot,
                 window=settings.window,
                 directory=settings.directory or Path(tempfile.gettempdir()),

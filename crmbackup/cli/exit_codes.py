@@ -23,6 +23,7 @@ EXIT_CODES: dict[type[errors.CrmBackupError], int] = {
     errors.RepositoryMissing: 10,
     errors.Locked: 11,
     errors.WrongPassphrase: 12,
+    errors.TargetError: 13,
     errors.Interrupted: 130,
 }
 

@@ -151,6 +151,7 @@ def _create(host: Wiring, place: Place, keys: Keys, want: _Wanted) -> tuple[Shee
         file=want.identity_out.absolute() if want.identity_out else None,
         sheet=want.sheet.absolute() if want.sheet else None,
         wrapped=passphrase is not None,
+        engine=place.loaded.policy.source.type if place.loaded else "sqlite",
     )
     if want.sheet:
         write_durably(want.sheet, sheet.text().encode("utf-8"))

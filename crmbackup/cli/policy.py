@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: What `policy new` asks, as options: the keys of policy.new.questions(), which would be slow to import for --help.
 ANSWERS = {
     "name": "Name of the policy. Default: crm",
-    "source_path": "The SQLite database to protect.",
+    "source": "The database to protect: /path/to/file, or postgresql://user@host/name.",
     "repository_url": "Where to keep snapshots: /path or s3://bucket/prefix.",
     "endpoint": "S3: address of the server, if it is not AWS.",
     "region": "S3: region of the bucket, if it needs one.",
@@ -87,7 +87,7 @@ def new(output: Path | None, defaults: bool, **given: str | None) -> None:
     """Write a commented policy after a few questions; options answer them beforehand."""
     from crmbackup.core.errors import TargetExists, UsageError
     from crmbackup.core.files import local_error, write_durably
-    from crmbackup.policy.new import NewPolicy, questions, render_policy
+    from crmbackup.policy.new import NewPolicy, is_server, questions, render_policy
 
     answers = {key: _from_here(key, value) for key, value in given.items() if value is not None}
     for question in questions():
@@ -115,8 +115,8 @@ def new(output: Path | None, defaults: bool, **given: str | None) -> None:
     except OSError as error:
         raise local_error(error, f"create {path.parent}") from error
     write_durably(path, text.encode("utf-8"), mode=0o640)
-    if not Path(answers["source_path"]).expanduser().exists():
-        click.echo(f"crmbackup: warning: there is no file {answers['source_path']} yet", err=True)
+    if not is_server(answers["source"]) and not Path(answers["source"]).expanduser().exists():
+        click.echo(f"crmbackup: warning: there is no file {answers['source']} yet", err=True)
     click.echo(f"{path} is written. Look at it, then: crmbackup init {path}")
 
 
@@ -137,5 +137,5 @@ def _from_here(key: str, answer: str) -> str:
     if key == "repository_url":
         relative = answer.startswith(("./", "../"))
     else:
-        relative = key == "source_path" and answer[:1] not in ("", "/", "~")
+        relative = key == "source" and answer[:1] not in ("", "/", "~") and "://" not in answer
     return str(Path.cwd() / answer) if relative else answer

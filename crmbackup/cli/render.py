@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from crmbackup.cli.bars import Bars
 
 PHASES = {
-    "scan": "Comparing pages",
+    "scan": "Comparing",
     "tables": "Reading tables",
     "ship": "Shipping",
     "fetch": "Fetching",

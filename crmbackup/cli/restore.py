@@ -19,7 +19,9 @@ STOP_FIRST = "stop the CRM before this file is replaced: a program that has it o
 
 @click.command("restore")
 @place_options
-@click.option("--to", "target", required=True, type=click.Path(path_type=Path), help="The database file to make.")
+@click.option(
+    "--to", "to", required=True, metavar="TARGET", help="The database file to make, or the URL of a database."
+)
 @click.option(
     "--snapshot",
     "wanted",
@@ -34,26 +36,48 @@ STOP_FIRST = "stop the CRM before this file is replaced: a program that has it o
 )
 @of_option
 @click.option("--plan", "plan_only", is_flag=True, help="Only show what would be done.")
-@click.option("--overwrite", is_flag=True, help="Replace the target if it exists.")
+@click.option("--overwrite", is_flag=True, help="Replace the target file if it exists.")
+@click.option("--create", is_flag=True, help="Make the database first (servers).")
+@click.option(
+    "--table",
+    "tables",
+    multiple=True,
+    metavar="SCHEMA.TABLE",
+    help="Bring back only this table and what it needs (servers). May be given several times.",
+)
+@click.option("--schema-only", is_flag=True, help="Bring back definitions without rows (servers).")
+@click.option("--data-only", is_flag=True, help="Bring back rows into empty tables that exist (servers).")
+@click.option(
+    "--roles",
+    type=click.Choice(["restore", "create", "ignore"]),
+    default="restore",
+    show_default=True,
+    help="Give objects to their owners, make missing owners first, or leave all to the user who restores (servers).",
+)
 @click.option("--jobs", type=click.IntRange(1, 64), help="How many packs at a time. Default: the policy's, or 2.")
 @key_options
 @output_options
 def command(
     policy: str | None,
     address: str | None,
-    target: Path,
+    to: str,
     wanted: str,
     at: datetime | None,
     of_policy: str | None,
     plan_only: bool,
     overwrite: bool,
+    create: bool,
+    tables: tuple[str, ...],
+    schema_only: bool,
+    data_only: bool,
+    roles: str,
     jobs: int | None,
     identity_file: Path | None,
     passphrase_file: Path | None,
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Bring a database back as the file --to.
+    """Bring a database back as the file or into the empty database --to.
 
     The plan is shown first. The target appears only when everything was verified, and never half.
     """
@@ -61,35 +85,45 @@ def command(
     from crmbackup.cli.wiring import Keys, wiring
     from crmbackup.core.errors import UsageError
     from crmbackup.core.events import Warned
+    from crmbackup.engines.base import RestoreOptions
     from crmbackup.operations.restore import plan_restore, run_restore
 
     if at is not None and wanted != "latest":
         raise UsageError("--at and --snapshot exclude each other", hint="leave one of them out")
+    if schema_only and data_only:
+        raise UsageError("--schema-only and --data-only exclude each other", hint="leave one of them out")
+    options = RestoreOptions(
+        overwrite=overwrite or plan_only,
+        create=create,
+        tables=tables,
+        content="schema" if schema_only else "data" if data_only else "all",
+        roles=roles,
+    )
     with make_show(as_json=as_json, verbose=verbose) as show:
         host = wiring()
         place = host.place(policy, address)
-        target = target.absolute()
-        _check_target(target, exists_is_fine=overwrite or plan_only)
+        # What is wrong with the target is better said before keys are asked for and the snapshot is read.
+        target = host.target(to, options, place.loaded)
+        replaces = target.check()
         repository = host.open_reader(place, Keys(identity_file, passphrase_file), need_identity=True)
         header = choose_snapshot(repository, of_policy or place.policy_name, wanted, show.event, at)
-        plan = plan_restore(repository, header, target, host.clock.now())
+        host.require_engine(header.engine, to)
+        plan = plan_restore(repository, header, target, host.clock.now(), replaces=replaces)
         show.result("plan", _plan_data(plan), lambda: _plan_text(plan, overwrite=overwrite))
-        if plan.replaces and place.loaded and target.resolve() == place.loaded.policy.source.path.resolve():
-            show.event(Warned("target-is-source", f"{target} is the database of the policy itself", STOP_FIRST))
+        if replaces and place.loaded and place.loaded.policy.source.names(to):
+            show.event(Warned("target-is-source", f"{target.name} is the database of the policy itself", STOP_FIRST))
         if plan_only:
             return
         result = run_restore(
             plan,
             repository,
             place.spec,
-            host.target(header.engine),
             jobs=jobs or (place.loaded.policy.limits.jobs if place.loaded else 2),
-            overwrite=overwrite,
             clock=host.clock,
             emit=show.event,
         )
         data = {
-            "target": str(plan.target),
+            "target": plan.target.name,
             "seconds": round(result.seconds, 3),
             "bytes": result.raw,
             "frames": result.frames,
@@ -97,22 +131,11 @@ def command(
 
         def text() -> None:
             chunks = plural(result.frames, "chunk")
-            click.echo(f"Restored to {plan.target} in {duration(result.seconds)}; {chunks} verified")
-            click.echo(f"It belongs to {_owner(plan.target)}; see that the CRM may use it")
+            click.echo(f"Restored to {plan.target.name} in {duration(result.seconds)}; {chunks} verified")
+            if header.engine == "sqlite":
+                click.echo(f"It belongs to {_owner(Path(plan.target.name))}; see that the CRM may use it")
 
         show.result("restored", data, text)
-
-
-def _check_target(target: Path, *, exists_is_fine: bool) -> None:
-    """Refuse early what the restore would refuse after it has asked for keys and read the snapshot."""
-    from crmbackup.core.errors import LocalError, TargetExists
-
-    if target.is_dir():
-        raise TargetExists(f"{target} is a directory", hint=f"name the file to make, such as {target / 'restored.db'}")
-    if target.exists() and not exists_is_fine:
-        raise TargetExists(f"{target} exists already", hint="restore elsewhere, or add --overwrite to replace it")
-    if not target.parent.is_dir():
-        raise LocalError(f"the directory {target.parent} does not exist", hint="create it, or restore elsewhere")
 
 
 def _owner(path: Path) -> str:
@@ -130,12 +153,13 @@ def _plan_data(plan: RestorePlan) -> dict[str, object]:
         "policy": plan.header.policy,
         "captured": plan.captured,
         "age_seconds": round(plan.age, 3),
-        "target": str(plan.target),
+        "target": plan.target.name,
         "replaces": plan.replaces,
         "size": plan.header.source_size,
         "fetch_size": plan.fetch_size,
         "tables": [{"name": t.name, "kind": t.kind, "rows": t.rows} for t in plan.tables],
         "not_covered": plan.body.not_covered,
+        "notes": plan.notes,
     }
 
 
@@ -145,11 +169,13 @@ def _plan_text(plan: RestorePlan, *, overwrite: bool) -> None:
     click.echo(f"Restore {header.kind} snapshot {header.snapshot_id} of {header.policy}")
     click.echo(f"  moment  {when(header.captured)}, {duration(plan.age)} ago, from host {printable(header.host)}")
     click.echo(f"  size    {size(header.source_size)}, {size(plan.fetch_size)} to fetch")
-    click.echo(f"  to      {plan.target}" + (there if plan.replaces else ""))
+    click.echo(f"  to      {plan.target.name}" + (there if plan.replaces else ""))
     shown = [t for t in plan.tables if t.kind != "shadow"]
     if shown:
         click.echo()
         table([("Table", False), ("Rows", True)], [[t.name, count(t.rows)] for t in shown])
     click.echo()
+    for note in plan.notes:
+        click.echo(printable(f"  {note}"))
     for name, reason in plan.body.not_covered:
         click.echo(printable(f"  NOT COVERED  {name}: {reason}"))

@@ -7,7 +7,7 @@ import os
 import pwd
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ from crmbackup.core.errors import (
     UsageError,
 )
 from crmbackup.core.secrets import FileRef, Secret, SecretRef, resolve
-from crmbackup.engines.base import SourceEngine, TargetEngine
+from crmbackup.engines.base import RestoreOptions, SourceEngine, Target, TargetEngine
 from crmbackup.operations.shipping import StorageSpec
 from crmbackup.repository.identity import Identity
 from crmbackup.repository.repository import Pin, Repository, open_wrapped_identity
@@ -237,23 +237,64 @@ class Wiring:
     # Engines and catalog
 
     def source(self, loaded: LoadedPolicy, key: bytes) -> SourceEngine:
-        """The engine for a policy's source."""
-        from crmbackup.engines.sqlite.engine import SqliteSource
-        from crmbackup.engines.sqlite.reader import Source
-
+        """The engine for a policy's source. Raises UsageError, SecretUnavailable."""
         settings = loaded.policy.source
-        source = Source(settings.path, settings.busy_timeout.total_seconds(), settings.encrypted)
-        return SqliteSource(source, settings.checksums, key)
+        if settings.type == "sqlite":
+            from crmbackup.engines.sqlite.engine import SqliteSource
+            from crmbackup.engines.sqlite.reader import Source
 
-    def target(self, engine: str) -> TargetEngine:
-        """The engine that rebuilds a snapshot. Raises UsageError for one this version does not have."""
-        if engine != "sqlite":
+            source = Source(settings.path, settings.busy_timeout.total_seconds(), settings.encrypted)
+            return SqliteSource(source, settings.checksums, key)
+        with _driver("postgres"):
+            from crmbackup.engines.postgres.connection import parse_server
+            from crmbackup.engines.postgres.engine import PostgresSource, Settings
+
+        password = resolve(settings.password, self.environ) if settings.password else None
+        return PostgresSource(
+            parse_server(settings.url, password),
+            Settings(settings.lock_timeout.total_seconds(), settings.passwords, settings.programs),
+        )
+
+    def drill_engine(self, name: str, loaded: LoadedPolicy) -> TargetEngine:
+        """The engine that rebuilds snapshots of that engine for a drill. Raises UsageError for an unknown one."""
+        return self._target_engine(name, loaded, drill=True)
+
+    def target(self, to: str, options: RestoreOptions, loaded: LoadedPolicy | None) -> Target:
+        """The database that --to names. Raises UsageError."""
+        if _is_server(to):
+            return self._target_engine("postgres", loaded).target(to, options)
+        return self._target_engine("sqlite", loaded).target(str(self.cwd / Path(to).expanduser()), options)
+
+    @staticmethod
+    def require_engine(engine: str, to: str) -> None:
+        """The snapshot fits what --to names. Raises UsageError."""
+        if (engine == "postgres") != _is_server(to):
             raise UsageError(
-                f"this crmbackup cannot restore snapshots of engine {engine!r}", hint="install a newer one"
+                f"a snapshot of engine {engine} cannot be restored to {to}",
+                hint="name a database, such as postgresql://user@host/name"
+                if engine == "postgres"
+                else "name the file to make",
             )
-        from crmbackup.engines.sqlite.engine import SqliteTarget
 
-        return SqliteTarget()
+    def _target_engine(self, name: str, loaded: LoadedPolicy | None, *, drill: bool = False) -> TargetEngine:
+        if name == "sqlite":
+            from crmbackup.engines.sqlite.target import SqliteTargetEngine
+
+            return SqliteTargetEngine()
+        if name != "postgres":
+            raise UsageError(f"this crmbackup cannot restore snapshots of engine {name!r}", hint="install a newer one")
+        with _driver("postgres"):
+            from crmbackup.engines.postgres.connection import parse_server
+            from crmbackup.engines.postgres.target import PostgresTargetEngine
+
+        policy = loaded.policy if loaded else None
+        source = policy.source if policy and policy.source.type == "postgres" else None
+        programs = source.programs if source else None
+        if drill and policy and policy.drill.target != "ephemeral":
+            reference = policy.drill.target_password
+            password = resolve(reference, self.environ) if reference else None
+            return PostgresTargetEngine(None, programs, drill_server=parse_server(policy.drill.target, password))
+        return PostgresTargetEngine(None, programs)
 
     def catalog(self, loaded: LoadedPolicy | None) -> Catalog:
         """The catalog of a policy, or this host's. Raises LocalError."""
@@ -265,6 +306,23 @@ class Wiring:
             make_private_directory(self.paths.catalog.parent)
             return Catalog(f"sqlite:///{self.paths.catalog}")
         return Catalog(setting if isinstance(setting, str) else resolve(setting, self.environ).reveal())
+
+
+def _is_server(to: str) -> bool:
+    return to.startswith(("postgresql://", "postgres://"))
+
+
+@contextlib.contextmanager
+def _driver(extra: str) -> Iterator[None]:
+    """Importing an engine whose packages this host may lack."""
+    try:
+        yield
+    except ImportError as error:
+        raise UsageError(
+            f"this host lacks a package for {extra} databases",
+            why=str(error),
+            hint=f"pip install 'crmbackup[{extra}]'",
+        ) from error
 
 
 def wiring() -> Wiring:

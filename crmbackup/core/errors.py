@@ -7,7 +7,8 @@ next. Families decide the exit code, in one place: `crmbackup.cli.exit_codes`.
       UsageError            the command line or a policy is wrong
         PolicyInvalid, PolicyNotFound
       SourceError           the database that is protected
-        SourceMissing, SourceEmpty, SourceNotADatabase, SourceLocked, SourceUnreadable, SourceChanged, SourceShrank
+        SourceMissing, SourceEmpty, SourceNotADatabase, SourceUnavailable, SourceDenied
+        SourceLocked, SourceUnreadable, SourceChanged, SourceShrank
       StorageError          the place where objects are kept
         StorageUnavailable, StorageDenied, StorageFull, StorageMisconfigured, ObjectNotFound, ObjectExists
       RepositoryError       what is kept there
@@ -17,7 +18,9 @@ next. Families decide the exit code, in one place: `crmbackup.cli.exit_codes`.
       KeyProblem             secrets
         WrongPassphrase, IdentityMissing, IdentityInvalid, NotARecipient, HostKeyMissing, SecretUnavailable
       LocalError            this machine
-        TargetExists, DiskFull, LocalDenied
+        TargetExists, DiskFull, LocalDenied, ProgramMissing
+      TargetError           the database server that is restored to
+        TargetUnavailable, TargetDenied
       Locked                another run holds the lock
       VerificationFailed    a drill or check found a difference
       ObjectivesMissed      a drill's data is right, but later or older than the policy allows
@@ -100,6 +103,19 @@ class SourceNotADatabase(SourceError):
     """The file is not a database of the engine that the policy names."""
 
     code = "source-not-a-database"
+
+
+class SourceUnavailable(SourceError):
+    """The server of the database cannot be reached, or the connection was cut."""
+
+    code = "source-unavailable"
+    retryable = True
+
+
+class SourceDenied(SourceError):
+    """The database server refuses the user, or a right is missing."""
+
+    code = "source-denied"
 
 
 class SourceLocked(SourceError):
@@ -289,6 +305,30 @@ class LocalDenied(LocalError):
     """A local file or directory cannot be read or written."""
 
     code = "local-denied"
+
+
+class ProgramMissing(LocalError):
+    """A program that is needed is not installed, or has the wrong version."""
+
+    code = "program-missing"
+
+
+class TargetError(CrmBackupError):
+    """The database server that is restored to does not take something."""
+
+    code = "target"
+
+
+class TargetUnavailable(TargetError):
+    """The server that is restored to cannot be reached, or the connection was cut."""
+
+    code = "target-unavailable"
+
+
+class TargetDenied(TargetError):
+    """The server that is restored to refuses the user, or a right is missing."""
+
+    code = "target-denied"
 
 
 class Locked(CrmBackupError):

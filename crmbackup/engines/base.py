@@ -1,13 +1,14 @@
 """What an engine offers to the operations, whatever the database.
 
-Backing up: `Engine.open_snapshot` gives one consistent view, shared by all workers. Its slices are read in the
-workers (`Slice.read`) and shipped as one chunk each; `Snapshot.finish` then gives the image: how to rebuild the
-database from chunks, and what every table held. Leaving the context checks that the view held throughout.
+Backing up: `SourceEngine.open_snapshot` gives one consistent view, shared by all workers. Its slices are read in the
+workers (`Slice.read`) and shipped as one or more chunks each; `Snapshot.finish` then gives the image: how to rebuild
+the database from chunks, and what every table held. Leaving the context checks that the view held throughout.
 
-Restoring: `Engine.open_restore` writes chunks where the image says, in any order, from several processes.
+Restoring: `Target.open_restore` writes chunks where the image says, in stages; those of one stage in any order, from
+several processes. A drill asks for an isolated target, which is gone afterwards.
 
-Chunks are known to engines by number only: numbers below `Parent.chunks` are the parent's, the rest are the new
-slices in the order in which the snapshot gave them.
+Chunks are known to engines by number only: numbers below `Parent.chunks` are the parent's, the rest are told by
+`Snapshot.shipped`.
 """
 
 from __future__ import annotations
@@ -45,21 +46,21 @@ class Workers(Protocol):
 
 
 class Slice(Protocol):
-    """A part of the database that becomes one chunk. Picklable; read in a worker that joined the snapshot."""
+    """A part of the database that becomes chunks. Picklable; read in a worker that joined the snapshot."""
 
     @property
     def size(self) -> int:
         """About how many bytes `read` gives; used to fill packs."""
         ...
 
-    def read(self) -> SliceData:
-        """The chunk's bytes, from within the snapshot."""
+    def read(self) -> Iterator[SliceData]:
+        """The bytes of its chunks, in order, from within the snapshot. At least one, each of bounded size."""
         ...
 
 
 @dataclass(frozen=True)
 class SliceData:
-    """What a worker read. `facts` go back to the engine's `finish`, picklable."""
+    """One chunk that a worker read. `facts` go back to the engine's `finish`, picklable."""
 
     payload: bytes | bytearray | memoryview
     facts: object
@@ -154,8 +155,8 @@ class Snapshot(ABC):
         """What must be read and shipped, in order."""
 
     @abstractmethod
-    def shipped(self, number: int, facts: object) -> None:
-        """The chunk of the slice that `slices` gave as its `number`-th (from 0) is safe in storage."""
+    def shipped(self, number: int, chunks: Sequence[tuple[int, object]]) -> None:
+        """The slice that `slices` gave as its `number`-th (from 0) is safe in storage: its chunks, each with facts."""
 
     @abstractmethod
     def finish(self) -> Image:
@@ -182,11 +183,13 @@ class Verification:
 
 
 class Restore(ABC):
-    """A database that is being rebuilt beside its target; it appears only with `commit`."""
+    """A database that is being rebuilt; nobody mistakes it for a whole one before `commit`."""
 
     @abstractmethod
-    def placements(self) -> Mapping[int, object]:
-        """For each chunk number of the layout, where its bytes go: picklable, for `place`."""
+    def stages(self) -> Iterator[Mapping[int, object]]:
+        """One or more stages, each begun when everything of the one before was placed: for each chunk number of the
+        layout that it needs, where the bytes go, picklable, for `place`.
+        """
 
     @property
     @abstractmethod
@@ -196,6 +199,84 @@ class Restore(ABC):
     @abstractmethod
     def commit(self, placed: Mapping[int, object], workers: Workers) -> None:
         """Verify the whole image, make it durable and give it its name. Raises VerificationFailed."""
+
+
+@dataclass(frozen=True)
+class RestoreOptions:
+    """How much to bring back, and over what. tables: only these and what they need; none means all.
+
+    content: "all", "schema" or "data". create: make the database first. roles: "restore" gives objects to their owners
+    and refuses where one is missing, "create" makes missing ones without a password, "ignore" leaves all to whoever
+    restores.
+    """
+
+    overwrite: bool = False
+    create: bool = False
+    tables: tuple[str, ...] = ()
+    content: str = "all"
+    roles: str = "restore"
+
+
+class Target(ABC):
+    """One place for a database: to be restored to, or that was."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """For people: holds no secret."""
+
+    @abstractmethod
+    def check(self) -> bool:
+        """Refuse early, without a snapshot, what a restore would refuse. Gives whether something would be replaced.
+
+        Raises TargetExists, LocalError kinds, TargetError kinds.
+        """
+
+    @abstractmethod
+    def describe(self, layout: Mapping[str, Any]) -> Sequence[str]:
+        """Lines for the plan: what of a snapshot comes back here and what does not. Changes nothing.
+
+        Raises UsageError for options that do not fit the snapshot, ObjectDamaged.
+        """
+
+    @abstractmethod
+    def open_restore(
+        self, layout: Mapping[str, Any], digest: str, workers: Workers, emit: Emit
+    ) -> AbstractContextManager[Restore]:
+        """Rebuild a database here. Leaving without `commit` leaves nothing behind.
+
+        Raises TargetExists, DiskFull, ObjectDamaged.
+        """
+
+    @abstractmethod
+    def verify(
+        self, workers: Workers, tables: Sequence[TableRecord], properties: Mapping[str, Any], emit: Emit
+    ) -> Verification:
+        """Read a restored database as its snapshot was read, with the same segments, and run the engine's own checks.
+
+        properties: what `SourceInfo.properties` said.
+        """
+
+    @abstractmethod
+    def query(self, sql: str) -> object:
+        """The first column of the first row that a read-only query gives on a restored database; None without a row.
+
+        Raises SourceError for SQL that fails.
+        """
+
+
+@dataclass(frozen=True)
+class IsolatedTarget:
+    """A target for a drill. kind, place and isolation are words for the report; `gone` tells, after leaving the
+    context that gave it, whether nothing of it is left.
+    """
+
+    target: Target
+    kind: str
+    place: str
+    isolation: Sequence[str]
+    empty_before: bool
+    gone: Callable[[], bool]
 
 
 class SourceEngine(ABC):
@@ -221,31 +302,14 @@ class TargetEngine(ABC):
     """The side of an engine that rebuilds databases and looks at what was rebuilt. Needs no source."""
 
     @abstractmethod
-    def open_restore(
-        self, layout: Mapping[str, Any], digest: str, target: Path, *, overwrite: bool
-    ) -> AbstractContextManager[Restore]:
-        """Rebuild a database as the file or name `target`. Leaving without `commit` leaves nothing behind.
-
-        Raises TargetExists, DiskFull, ObjectDamaged.
-        """
+    def target(self, address: str, options: RestoreOptions) -> Target:
+        """The database that `address` names: a file, or a URL. Raises UsageError for what this engine cannot do."""
 
     @abstractmethod
-    def verify(
-        self,
-        workers: Workers,
-        target: Path,
-        tables: Sequence[TableRecord],
-        properties: Mapping[str, Any],
-        emit: Emit,
-    ) -> Verification:
-        """Read a restored database as its snapshot was read, with the same segments, and run the engine's own checks.
+    def isolated(
+        self, directory: Path, layout: Mapping[str, Any], properties: Mapping[str, Any], emit: Emit
+    ) -> AbstractContextManager[IsolatedTarget]:
+        """A target of its own for the drill of one snapshot, where nothing can act on the outside; removed at the end.
 
-        properties: what `SourceInfo.properties` said.
-        """
-
-    @abstractmethod
-    def query(self, target: Path, sql: str) -> object:
-        """The first column of the first row that a read-only query gives on a restored database; None without a row.
-
-        Raises SourceError for SQL that fails.
+        directory: where local files may be made. Raises LocalError kinds.
         """

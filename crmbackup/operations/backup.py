@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from crmbackup.core.clock import Clock
 from crmbackup.core.errors import LocalError, SourceShrank
@@ -84,17 +84,20 @@ def run_backup(job: BackupJob) -> BackupResult:
     if pending:
         job.emit(Notice(f"{len(pending)} chunks of an interrupted run are reused"))
     context = ShipContext(job.storage, tuple(job.repository.recipients), key, job.level, pending)
+    # What is read again and is as it was need not be stored again. A full snapshot trusts nothing that is older.
+    known = {chunk.chunk_id: chunk for chunk in remembered.chunks} | pending if remembered else pending
     snapshot_id = os.urandom(8).hex()
     directory = job.state.prepare(snapshot_id)
     parent = Parent(remembered.directory, len(remembered.chunks), remembered.layout) if remembered else None
     last = history.headers[-1] if history.headers else None
     with ProcessWorkers(jobs) as workers:
-        workers.each(prepare, context)
+        workers.each(prepare, replace(context, known=known))
         with source.open_snapshot(workers, parent, directory, job.clock, job.emit) as snapshot:
             if snapshot.full_because:
                 remembered, why_full = None, snapshot.full_because
+                workers.each(prepare, context)
             _refuse_shrunken(job, "bytes", snapshot.info.size, last.source_size if last else None)
-            shipped = _Shipped(job)
+            shipped = _Shipped(job, len(remembered.chunks) if remembered else 0)
             shipped.ship_all(workers, snapshot)
             image = snapshot.finish()
         info = snapshot.info
@@ -152,7 +155,7 @@ def job_rows(job: BackupJob) -> int | None:
     return remembered.rows if remembered else None
 
 
-def _chunk(number: int, old: tuple[ChunkRef, ...], new: Mapping[int, ChunkRef]) -> ChunkRef:
+def _chunk(number: int, old: Sequence[ChunkRef], new: Sequence[ChunkRef]) -> ChunkRef:
     return old[number] if number < len(old) else new[number - len(old)]
 
 
@@ -202,9 +205,11 @@ def _refuse_shrunken(job: BackupJob, what: str, now: int | None, before: int | N
 class _Shipped:
     """Runs the batches and gathers what they gave."""
 
-    def __init__(self, job: BackupJob) -> None:
+    def __init__(self, job: BackupJob, first: int) -> None:
+        """first: the number of the first new chunk."""
         self._job = job
-        self.chunks: dict[int, ChunkRef] = {}
+        self._first = first
+        self.chunks: list[ChunkRef] = []
         self.sizes: dict[str, int] = {}
         self.read = 0
 
@@ -232,13 +237,13 @@ class _Shipped:
         for entry in [entry for entry in waiting if entry[1].done()]:
             waiting.remove(entry)
             first, result = entry[0], entry[1].result()
-            if result.pack:
-                self.sizes[result.pack.pack_id] = result.pack.size
-                own = [chunk for chunk in dict.fromkeys(result.chunks) if chunk.pack_id == result.pack.pack_id]
-                self._job.state.note_pack(result.pack, own)
-            for offset, (chunk, facts) in enumerate(zip(result.chunks, result.facts, strict=True)):
-                self.chunks[first + offset] = chunk
-                snapshot.shipped(first + offset, facts)
+            for pack, own in result.packs:
+                self.sizes[pack.pack_id] = pack.size
+                self._job.state.note_pack(pack, own)
+            for offset, chunks in enumerate(result.slices):
+                number = self._first + len(self.chunks)
+                self.chunks += [chunk for chunk, _ in chunks]
+                snapshot.shipped(first + offset, [(number + n, facts) for n, (_, facts) in enumerate(chunks)])
             self.read += result.read
             self._job.emit(Progress("ship", result.read))
 

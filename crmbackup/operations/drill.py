@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,10 +19,11 @@ from crmbackup.core.clock import Clock
 from crmbackup.core.errors import CrmBackupError, IntegrityError, SnapshotNotFound
 from crmbackup.core.events import Emit, Notice
 from crmbackup.core.files import local_error, write_durably
-from crmbackup.engines.base import CheckOutcome, TargetEngine
+from crmbackup.engines.base import CheckOutcome, IsolatedTarget, Target, TargetEngine
 from crmbackup.operations.assertions import check_assertion
 from crmbackup.operations.compare import compare_schema, compare_tables, compare_virtual
-from crmbackup.operations.restore import RestorePlan, RestoreResult, plan_restore, run_restore
+from crmbackup.operations.manifests import SnapshotBody, read_body
+from crmbackup.operations.restore import RestoreResult, plan_restore, run_restore
 from crmbackup.operations.shipping import StorageSpec
 from crmbackup.operations.workers import ProcessWorkers
 from crmbackup.policy.model import Assertion
@@ -89,7 +88,7 @@ class _Drill:
     started: datetime
     repository: Repository | None = None
     header: ManifestHeader | None = None
-    plan: RestorePlan | None = None
+    body: SnapshotBody | None = None
     restored: RestoreResult | None = None
     target: reports.TargetInfo | None = None
     timings: list[reports.PhaseTiming] = field(default_factory=list)
@@ -115,36 +114,30 @@ def run_drill(job: DrillJob) -> DrillResult:
     """One drill. A failure is a report too; only what prevents the report itself is raised (LocalError, KeyProblem)."""
     drill = _Drill(job, os.urandom(8).hex(), job.clock.now())
     began = job.clock.monotonic()
-    place: Path | None = None
+    place: IsolatedTarget | None = None
     try:
         with drill.phase("keys"):
             drill.repository = job.open_repository()
         with drill.phase("locate"):
-            _locate(drill, drill.repository)
-        place = _isolated_place(drill)
-        assert drill.plan is not None
-        engine = job.make_target(drill.plan.header.engine)
-        with drill.phase("restore"):
-            drill.restored = run_restore(
-                replace(drill.plan, target=place / "restored"),
-                drill.repository,
-                job.storage,
-                engine,
-                jobs=job.jobs,
-                overwrite=False,
-                clock=job.clock,
-                emit=job.emit,
-            )
-        took = job.clock.monotonic() - began
-        drill.objectives = replace(drill.objectives, rto_target_s=job.rto, rto_actual_s=took)
-        _validate(drill, engine, place / "restored")
+            header = _locate(drill, drill.repository)
+            body = drill.body = read_body(drill.repository.body(header), header.packs)
+        engine = job.make_target(header.engine)
+        with ExitStack() as stack:
+            with drill.phase("prepare"):
+                place = stack.enter_context(engine.isolated(job.directory, body.layout, body.properties, job.emit))
+            drill.target = _target_info(job, place)
+            with drill.phase("restore"):
+                plan = plan_restore(drill.repository, header, place.target, drill.started)
+                drill.restored = run_restore(
+                    plan, drill.repository, job.storage, jobs=job.jobs, clock=job.clock, emit=job.emit
+                )
+            took = job.clock.monotonic() - began
+            drill.objectives = replace(drill.objectives, rto_target_s=job.rto, rto_actual_s=took)
+            _validate(drill, body, place.target)
     except CrmBackupError as error:
         drill.error = error
-    finally:
-        if place:
-            shutil.rmtree(place, ignore_errors=True)
     if drill.target and place:
-        drill.target = replace(drill.target, destroyed=not place.exists())
+        drill.target = replace(drill.target, destroyed=place.gone())
     if drill.repository is None:
         # Without the repository there is no key to sign with: the failure itself is all there is to say.
         assert drill.error is not None
@@ -152,7 +145,7 @@ def run_drill(job: DrillJob) -> DrillResult:
     return _write(drill, drill.repository)
 
 
-def _locate(drill: _Drill, repository: Repository) -> None:
+def _locate(drill: _Drill, repository: Repository) -> ManifestHeader:
     job = drill.job
     listing = repository.snapshots(job.policy)
     newest = listing.headers[-1] if listing.headers else None
@@ -165,7 +158,7 @@ def _locate(drill: _Drill, repository: Repository) -> None:
     for problem in listing.problems:
         drill.checks.append(reports.CheckResult("manifest", ok=False, detail=str(problem)))
     drill.header = _choose(job, listing, drill.started)
-    drill.plan = plan_restore(repository, drill.header, job.directory / "restored", drill.started)
+    return drill.header
 
 
 def _choose(job: DrillJob, listing: Snapshots, now: datetime) -> ManifestHeader:
@@ -181,34 +174,22 @@ def _choose(job: DrillJob, listing: Snapshots, now: datetime) -> ManifestHeader:
     return job.rng.choice(young)
 
 
-def _isolated_place(drill: _Drill) -> Path:
-    job = drill.job
-    try:
-        place = Path(tempfile.mkdtemp(prefix="crmbackup-drill-", dir=job.directory))
-    except OSError as error:
-        raise local_error(error, f"create a directory for the drill in {job.directory}") from error
-    drill.target = reports.TargetInfo(
-        kind="private temporary directory",
+def _target_info(job: DrillJob, place: IsolatedTarget) -> reports.TargetInfo:
+    return reports.TargetInfo(
+        kind=place.kind,
         host=job.host,
-        directory=str(place),
-        isolation=(
-            "a directory of its own that only its owner may enter, made for this drill and removed after it",
-            "no server, no network port; no application is configured to open it",
-            "opened read-only, with untrusted schema functions disabled",
-        ),
-        empty_before=not any(place.iterdir()),
+        directory=place.place,
+        isolation=tuple(place.isolation),
+        empty_before=place.empty_before,
     )
-    return place
 
 
-def _validate(drill: _Drill, engine: TargetEngine, restored: Path) -> None:
-    job, plan = drill.job, drill.plan
-    assert plan is not None
-    body = plan.body
-    drill.checks.append(reports.CheckResult("page_digest", ok=True, detail=f"the whole image is {body.digest}"))
+def _validate(drill: _Drill, body: SnapshotBody, target: Target) -> None:
+    job = drill.job
+    drill.checks.append(reports.CheckResult("image_digest", ok=True, detail=f"the whole image is {body.digest}"))
     with drill.phase("verify"):
         with ProcessWorkers(job.jobs) as workers:
-            seen = engine.verify(workers, restored, body.tables, body.properties, job.emit)
+            seen = target.verify(workers, body.tables, body.properties, job.emit)
         drill.engine_version = seen.engine_version
         drill.checks += [_accepted(check, job) for check in seen.checks]
         drill.checks += compare_virtual(body.tables, seen.tables)
@@ -216,7 +197,7 @@ def _validate(drill: _Drill, engine: TargetEngine, restored: Path) -> None:
         if body.schema:
             drill.schema = compare_schema(body.schema, seen)
     with drill.phase("assertions"):
-        drill.assertions = [check_assertion(each, lambda sql: engine.query(restored, sql)) for each in job.assertions]
+        drill.assertions = [check_assertion(each, target.query) for each in job.assertions]
     drill.compared = True
 
 
@@ -247,7 +228,7 @@ def _write(drill: _Drill, repository: Repository) -> DrillResult:
 
 
 def _report(drill: _Drill, repository: Repository) -> reports.DrillReport:
-    job, header, body = drill.job, drill.header, drill.plan.body if drill.plan else None
+    job, header, body = drill.job, drill.header, drill.body
     restored: reports.Outcome = "passed" if drill.restored else "failed"
     if not drill.compared:
         validation: reports.Outcome = "not-run"
@@ -308,7 +289,7 @@ def _report(drill: _Drill, repository: Repository) -> reports.DrillReport:
 
 
 def _not_covered(drill: _Drill) -> Iterator[reports.NotCovered]:
-    body = drill.plan.body if drill.plan else None
+    body = drill.body
     for name, reason in body.not_covered if body else ():
         yield reports.NotCovered(name, reason)
     yield reports.NotCovered("files beside the database", "uploads, attachments and configuration are not in snapshots")

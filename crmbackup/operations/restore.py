@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from crmbackup.core.clock import Clock
 from crmbackup.core.errors import IdentityMissing, ObjectDamaged
 from crmbackup.core.events import Emit, PhaseEnded, PhaseStarted, Progress
-from crmbackup.engines.base import Restore, TableRecord, TargetEngine
+from crmbackup.engines.base import Restore, TableRecord, Target
 from crmbackup.operations.manifests import SnapshotBody, read_body
 from crmbackup.operations.shipping import PackRead, StorageSpec, UnshipContext, prepare, unship
 from crmbackup.operations.workers import ProcessWorkers
@@ -23,14 +22,18 @@ from crmbackup.repository.repository import Repository
 
 @dataclass(frozen=True)
 class RestorePlan:
-    """What a restore would do. age in seconds; sizes in bytes; replaces: the target exists and would be replaced."""
+    """What a restore would do. age in seconds; sizes in bytes; replaces: the target exists and would be replaced.
+
+    notes: what the engine says about it, in lines.
+    """
 
     header: ManifestHeader
     body: SnapshotBody
-    target: Path
+    target: Target
     age: float
     fetch_size: int
     replaces: bool
+    notes: Sequence[str]
 
     @property
     def captured(self) -> datetime:
@@ -54,21 +57,21 @@ class RestoreResult:
     frames: int
 
 
-def plan_restore(repository: Repository, header: ManifestHeader, target: Path, now: datetime) -> RestorePlan:
+def plan_restore(
+    repository: Repository, header: ManifestHeader, target: Target, now: datetime, *, replaces: bool = False
+) -> RestorePlan:
     """Read the snapshot's body and say what a restore to `target` means. Changes nothing."""
     body = read_body(repository.body(header), header.packs)
     age = (now - header.captured).total_seconds()
-    return RestorePlan(header, body, target, age, header.stored_size, target.exists())
+    return RestorePlan(header, body, target, age, header.stored_size, replaces, target.describe(body.layout))
 
 
 def run_restore(
     plan: RestorePlan,
     repository: Repository,
     storage: StorageSpec,
-    engine: TargetEngine,
     *,
     jobs: int,
-    overwrite: bool,
     clock: Clock,
     emit: Emit,
 ) -> RestoreResult:
@@ -79,20 +82,21 @@ def run_restore(
     if repository.identity is None:
         raise IdentityMissing("restoring needs the identity", hint="give --identity-file or a passphrase")
     began = clock.monotonic()
-    body = plan.body
-    context = UnshipContext(storage, repository.identity, body.chunk_key)
+    context = UnshipContext(storage, repository.identity, plan.body.chunk_key)
     results: list[PackRead] = []
     # Workers come first: forking wants a process without threads, and an engine may start some.
     with (
         ProcessWorkers(jobs) as workers,
-        engine.open_restore(body.layout, body.digest, plan.target, overwrite=overwrite) as restore,
+        plan.target.open_restore(plan.body.layout, plan.body.digest, workers, emit) as restore,
     ):
         workers.each(prepare, context)
-        for future in as_completed(_fetches(plan, restore, workers, emit)):
-            results.append(future.result())
-            emit(Progress("fetch", results[-1].stored))
+        for placements in restore.stages():
+            stage_began = clock.monotonic()
+            for future in as_completed(_fetches(plan, restore, placements, workers, emit)):
+                results.append(future.result())
+                emit(Progress("fetch", results[-1].stored))
+            emit(PhaseEnded("fetch", clock.monotonic() - stage_began))
         fetched = clock.monotonic()
-        emit(PhaseEnded("fetch", fetched - began))
         emit(PhaseStarted("finish"))
         restore.commit({number: value for result in results for number, value in result.placed.items()}, workers)
         emit(PhaseEnded("finish", clock.monotonic() - fetched))
@@ -105,10 +109,11 @@ def run_restore(
     )
 
 
-def _fetches(plan: RestorePlan, restore: Restore, workers: ProcessWorkers, emit: Emit) -> list[Future[PackRead]]:
-    """Start to fetch every pack. The place of each chunk is known, so packs may come in any order."""
+def _fetches(
+    plan: RestorePlan, restore: Restore, placements: Mapping[int, object], workers: ProcessWorkers, emit: Emit
+) -> list[Future[PackRead]]:
+    """Start to fetch the packs of a stage. The place of each chunk is known, so packs may come in any order."""
     chunks = plan.body.chunks
-    placements = restore.placements()
     if set(placements) - set(range(len(chunks))):
         raise ObjectDamaged("the layout of the snapshot names chunks that it does not have")
     by_pack: dict[str, list[tuple[int, ChunkRef, object]]] = defaultdict(list)

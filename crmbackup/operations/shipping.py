@@ -19,8 +19,10 @@ from crmbackup.storage.address import Credentials, LocalAddress, S3Address
 from crmbackup.storage.base import Storage
 from crmbackup.storage.open import open_storage
 
-#: Bytes of slices in one batch, which becomes one pack: bounds the memory of a worker.
+#: Bytes of slices in one batch, by their own estimate.
 BATCH_BYTES = 24 * 1024 * 1024
+#: Bytes in one pack before compression, as long as no single chunk is larger: bounds the memory of a worker.
+PACK_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class StorageSpec:
 
 @dataclass(frozen=True)
 class ShipContext:
-    """What shipping needs. known: chunks that an interrupted run left in storage."""
+    """What shipping needs. known: chunks that are in storage already, of the parent or left by an interrupted run."""
 
     storage: StorageSpec
     recipients: tuple[bytes, ...]
@@ -59,11 +61,12 @@ class ShipContext:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """One batch, shipped. chunks and facts: one for each slice, in order. pack: None when nothing new was written."""
+    """One batch, shipped. packs: the new ones with what each holds. slices: for each, in order, its chunks and facts.
+    read in bytes.
+    """
 
-    pack: PackInfo | None
-    chunks: tuple[ChunkRef, ...]
-    facts: tuple[object, ...]
+    packs: tuple[tuple[PackInfo, tuple[ChunkRef, ...]], ...]
+    slices: tuple[tuple[tuple[ChunkRef, object], ...], ...]
     read: int
 
 
@@ -98,29 +101,45 @@ def prepare(context: ShipContext | UnshipContext) -> None:
 
 
 def ship(slices: Sequence[Slice]) -> BatchResult:
-    """Read, hash, compress, encrypt and upload one batch as one pack."""
+    """Read, hash, compress, encrypt and upload one batch: as one pack, or several where slices give more than that."""
     context = _context
     assert isinstance(context, ShipContext)
     assert _storage is not None
     builder = PackBuilder(context.recipients, context.level)
-    ids, facts, own, read = [], [], set(), 0
-    for item in slices:
-        data = item.read()
-        identifier = chunk_id(data.payload, context.chunk_key)
-        if identifier not in context.known and identifier not in own:
-            builder.add(identifier, data.payload)
-            own.add(identifier)
-        ids.append(identifier)
-        facts.append(data.facts)
-        read += len(data.payload)
+    packs: list[tuple[PackInfo, tuple[ChunkRef, ...]]] = []
     found: dict[bytes, ChunkRef] = {}
-    pack = None
+    own: set[bytes] = set()
+    read, waiting = 0, 0
+    shipped: list[list[tuple[bytes, object]]] = []
+    for item in slices:
+        shipped.append([])
+        for data in item.read():
+            identifier = chunk_id(data.payload, context.chunk_key)
+            if identifier not in context.known and identifier not in own:
+                if waiting and waiting + len(data.payload) > PACK_BYTES:
+                    packs.append(_put(builder, found))
+                    builder, waiting = PackBuilder(context.recipients, context.level), 0
+                builder.add(identifier, data.payload)
+                own.add(identifier)
+                waiting += len(data.payload)
+            shipped[-1].append((identifier, data.facts))
+            read += len(data.payload)
     if len(builder):
-        pack, content, chunks = builder.finish()
-        _storage.put(pack_key(pack.pack_id), content)
-        found = {chunk.chunk_id: chunk for chunk in chunks}
-    located = tuple(found.get(identifier) or context.known[identifier] for identifier in ids)
-    return BatchResult(pack, located, tuple(facts), read)
+        packs.append(_put(builder, found))
+    located = tuple(
+        tuple((found.get(identifier) or context.known[identifier], facts) for identifier, facts in chunks)
+        for chunks in shipped
+    )
+    return BatchResult(tuple(packs), located, read)
+
+
+def _put(builder: PackBuilder, found: dict[bytes, ChunkRef]) -> tuple[PackInfo, tuple[ChunkRef, ...]]:
+    """Upload one pack, and note its chunks in `found`."""
+    assert _storage is not None
+    pack, content, chunks = builder.finish()
+    _storage.put(pack_key(pack.pack_id), content)
+    found.update((chunk.chunk_id, chunk) for chunk in chunks)
+    return pack, tuple(chunks)
 
 
 def unship(

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Discriminator,
@@ -32,7 +33,7 @@ from crmbackup.policy.fields import (
     Word,
     fail,
 )
-from crmbackup.policy.source import Source
+from crmbackup.policy.source import Source, no_password
 from crmbackup.policy.target import Repository
 
 VERSION = 1
@@ -149,6 +150,13 @@ class Drill(Section):
         }
     )
 
+    target: Literal["ephemeral"] | Annotated[Line, AfterValidator(no_password)] = Field(
+        default="ephemeral",
+        description="Where PostgreSQL snapshots are rehearsed: a private server made for the drill on this host, or the "
+        "URL of a server on which the drill makes a database of its own and drops it. SQLite needs neither.",
+        examples=["postgresql://drill@test-db.example.org/postgres"],
+    )
+    target_password: SecretReference | None = Field(default=None, description="The password for target.")
     directory: AbsolutePath | None = Field(
         default=None, description="Where the drill restores to. Default: the system's directory for temporary files."
     )

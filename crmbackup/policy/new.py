@@ -31,7 +31,7 @@ class NewPolicy:
     """
 
     name: str
-    source_path: str
+    source: str
     repository_url: str
     endpoint: str = ""
     region: str = ""
@@ -63,7 +63,7 @@ def questions() -> tuple[Question, ...]:
     """What to ask, in this order. The answers by key are the arguments of NewPolicy."""
     return (
         _question("name", "Name of the policy", "crm"),
-        _question("source_path", "SQLite database to protect", None),
+        _question("source", "Database to protect (/path/to/file or postgresql://user@host/name)", None),
         _question("repository_url", "Where to keep snapshots (/path or s3://bucket/prefix)", None),
         _question("endpoint", "Address of the S3 server, if it is not AWS", "", applies=_on_s3),
         _question("region", "Region of the bucket, if it needs one", "", applies=_on_s3),
@@ -133,10 +133,7 @@ def _render(answers: NewPolicy) -> str:
         f"name: {_quoted(answers.name)}",
         "",
         "# What is protected.",
-        "source:",
-        "  type: sqlite",
-        f"  path: {_quoted(answers.source_path)}",
-        "",
+        *_source(answers),
         *_repository(answers),
         *_schedule(answers),
         "# Which snapshots stay: those that any of these rules wants.",
@@ -155,6 +152,24 @@ def _render(answers: NewPolicy) -> str:
         "  # assertions:",
     ]
     return "\n".join(lines) + "\n"
+
+
+def is_server(source: str) -> bool:
+    """Whether an answer names a database of a server, not a file."""
+    return "://" in source and not source.startswith(("/", "~"))
+
+
+def _source(answers: NewPolicy) -> list[str]:
+    if not is_server(answers.source):
+        return ["source:", "  type: sqlite", f"  path: {_quoted(answers.source)}", ""]
+    return [
+        "source:",
+        "  type: postgres",
+        f"  url: {_quoted(answers.source)}",
+        "  # The password stands elsewhere: here, in PGPASSWORD or in ~/.pgpass. docs/postgresql.md tells of rights.",
+        f"  # password: {{file: {_quoted(f'/etc/crmbackup/secrets/{answers.name}.db-password')}}}",
+        "",
+    ]
 
 
 def _repository(answers: NewPolicy) -> list[str]:

@@ -96,8 +96,10 @@ def _describe(error: ErrorDetails, path: Path, model: type[BaseModel]) -> tuple[
     if kind == "missing":
         return "is required and not there", None
     if kind == "extra_forbidden":
-        section = next(_models(model, path[:-1]), None)
-        known = list(section.model_fields) if section else []
+        sections = list(_models(model, path[:-1]))
+        # Of a union, pydantic's own path names the member.
+        named = [each for each in sections if _tag(each) in error["loc"]]
+        known = list((named or sections)[0].model_fields) if sections else []
         near = get_close_matches(str(path[-1]).lower(), known, n=1)
         return (
             ("is not a known key", near[0]) if near else (f"is not a known key; there may be: {', '.join(known)}", None)
@@ -110,6 +112,13 @@ def _describe(error: ErrorDetails, path: Path, model: type[BaseModel]) -> tuple[
     if kind in _PLAIN:
         return _PLAIN[kind].format(**context), None
     return "is not valid", None
+
+
+def _tag(section: type[BaseModel]) -> str | None:
+    """What tells a member of a union from the others: the only value of its `type`."""
+    field = section.model_fields.get("type")
+    values = typing.get_args(field.annotation) if field else ()
+    return str(values[0]) if values else None
 
 
 def _problem(place: Place, path: Path, message: str, suggestion: str | None, model: type[BaseModel]) -> Problem:

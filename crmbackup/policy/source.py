@@ -4,14 +4,34 @@ from __future__ import annotations
 
 from datetime import timedelta
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import parse_qs, urlsplit
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
 
-from crmbackup.policy.fields import AbsolutePath, Duration, Percent, Section, fail
+from crmbackup.policy.fields import (
+    AbsolutePath,
+    Duration,
+    Line,
+    Percent,
+    PositiveDuration,
+    SecretReference,
+    Section,
+    fail,
+)
 
 #: The kinds of `type` in this version. A further kind is a section here and a member of the union `Source`.
-SUPPORTED = ("sqlite",)
+SUPPORTED = ("sqlite", "postgres")
 
 
 class SqliteSource(Section):
@@ -56,10 +76,63 @@ class SqliteSource(Section):
             fail("needs checksums: pages, because the tables of an encrypted file cannot be read")
         return value
 
+    def names(self, target: str) -> bool:
+        """Whether a restore to `target` would write over this database."""
+        return Path(target).expanduser().resolve() == self.path.resolve()
+
+
+def no_password(url: str) -> str:
+    """A policy is read by many: the password stands elsewhere."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("postgresql", "postgres"):
+        fail("must be a URL such as postgresql://backup@db.example.org:5432/crm?sslmode=verify-full")
+    if parts.password is not None or "password" in parse_qs(parts.query):
+        fail("must not hold the password: write it as `password: {file: ...}` beside it")
+    return url
+
+
+class PostgresSource(Section):
+    """A database of a PostgreSQL server, version 12 to 18."""
+
+    type: Literal["postgres"] = Field(description="The kind of database.")
+    url: Annotated[Line, AfterValidator(no_password)] = Field(
+        description="The database, as libpq's URL without a password; TLS and other settings of libpq in its query.",
+        examples=["postgresql://backup@db.example.org/crm?sslmode=verify-full"],
+    )
+    password: SecretReference | None = Field(
+        default=None, description="The user's password. Without it PGPASSWORD and ~/.pgpass are looked at."
+    )
+    lock_timeout: PositiveDuration = Field(
+        default=timedelta(minutes=1),
+        description="How long to try to lock all tables against changes of their shape. Reading and writing rows goes on.",
+        json_schema_extra={"default": "1m"},
+    )
+    passwords: bool = Field(
+        default=False,
+        description="Also carry the hashes of the roles' passwords. Needs a superuser.",
+    )
+    programs: AbsolutePath | None = Field(
+        default=None,
+        description="The directory of pg_dump, pg_restore and, for drills, initdb and postgres. Default: the usual places.",
+    )
+    max_shrink: Percent = Field(
+        default=0.5,
+        description="A backup fails if the source lost more than this share of its rows or bytes since the last "
+        "snapshot. 100% turns the guard off.",
+        json_schema_extra={"default": "50%"},
+    )
+
+    def names(self, target: str) -> bool:
+        """Whether a restore to `target` would write to this database."""
+        own, other = urlsplit(self.url), urlsplit(target)
+        return (own.hostname, own.port or 5432, own.path) == (other.hostname, other.port or 5432, other.path)
+
 
 def _supported(value: object) -> object:
     """Tell of an unsupported kind alone: its other keys would only look unknown."""
-    if isinstance(value, dict) and isinstance(value.get("type"), str) and value["type"] not in SUPPORTED:
+    if isinstance(value, dict) and "type" in value and not isinstance(value["type"], str):
+        fail(f"must be {' or '.join(SUPPORTED)}", key="type")
+    if isinstance(value, dict) and "type" in value and value["type"] not in SUPPORTED:
         near = get_close_matches(value["type"], SUPPORTED, n=1)
         fail(
             f"is not supported by this version, which knows: {', '.join(SUPPORTED)}",
@@ -69,4 +142,14 @@ def _supported(value: object) -> object:
     return value
 
 
-Source = Annotated[SqliteSource, BeforeValidator(_supported)]
+def _kind(value: object) -> str:
+    """Which section a value is meant to be. What has no usable type is told by the first one."""
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return kind if kind in SUPPORTED else SUPPORTED[0]
+
+
+Source = Annotated[
+    Annotated[SqliteSource, Tag("sqlite")] | Annotated[PostgresSource, Tag("postgres")],
+    Discriminator(_kind),
+    BeforeValidator(_supported),
+]

@@ -149,7 +149,7 @@ class SchemaResult:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check of the whole restored database, such as "integrity_check", "foreign_key_check", "page_digest"."""
+    """One check of the whole restored database, such as "integrity_check", "foreign_key_check", "image_digest"."""
 
     name: str
     ok: bool

@@ -7,14 +7,15 @@ import signal
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from crmbackup.core.errors import DiskFull, LocalError, ObjectDamaged, TargetExists, VerificationFailed
-from crmbackup.engines.sqlite.engine import SqliteTarget
+from crmbackup.engines.base import Restore
+from crmbackup.engines.sqlite.target import SqliteTarget
 from crmbackup.operations.workers import ProcessWorkers
 from tests.support_sqlite import Chain, Taken, connect, error_of, execute, image_of, running
 
@@ -152,16 +153,21 @@ def test_chunks_that_are_not_the_snapshots(
     assert (place / "new.db").read_text() == "mine"
 
 
-def test_a_restore_that_is_given_up_leaves_nothing(taken: Taken, place: Path) -> None:
-    with SqliteTarget().open_restore(taken.image.layout, taken.image.digest, place / "new.db", overwrite=False):
+def opened(chain: Chain, taken: Taken, target: Path) -> AbstractContextManager[Restore]:
+    return SqliteTarget(target).open_restore(taken.image.layout, taken.image.digest, chain.workers, chain.events.append)
+
+
+def test_a_restore_that_is_given_up_leaves_nothing(chain: Chain, taken: Taken, place: Path) -> None:
+    with opened(chain, taken, place / "new.db"):
         assert len(names(place)) == 1
     assert names(place) == []
 
 
 def test_a_file_that_appears_meanwhile(chain: Chain, taken: Taken, place: Path) -> None:
     target = place / "new.db"
-    with SqliteTarget().open_restore(taken.image.layout, taken.image.digest, target, overwrite=False) as restore:
-        placed = {n: restore.place(placement, taken.chunks[n]) for n, placement in restore.placements().items()}
+    with opened(chain, taken, target) as restore:
+        (stage,) = restore.stages()
+        placed = {n: restore.place(placement, taken.chunks[n]) for n, placement in stage.items()}
         target.write_text("mine")
         assert isinstance(error_of(lambda: restore.commit(placed, chain.workers)), TargetExists)
     assert names(place) == ["new.db"]
@@ -173,14 +179,14 @@ def test_a_layout_that_makes_no_sense(chain: Chain, taken: Taken, place: Path) -
     assert names(place) == []
 
 
-def test_what_a_killed_restore_left_is_removed_and_what_another_one_writes_is_not(taken: Taken, place: Path) -> None:
+def test_what_a_killed_restore_left_is_removed_and_what_another_one_writes_is_not(
+    chain: Chain, taken: Taken, place: Path
+) -> None:
     leftover = place / ".out.db.0123abcd.restoring"
     leftover.write_bytes(bytes(100))
-    layout, digest = taken.image.layout, taken.image.digest
-    target = SqliteTarget()
-    with target.open_restore(layout, digest, place / "out.db", overwrite=False):
+    with opened(chain, taken, place / "out.db"):
         assert not leftover.exists()
         (first,) = place.iterdir()
-        with target.open_restore(layout, digest, place / "out.db", overwrite=False):
+        with opened(chain, taken, place / "out.db"):
             assert first.exists()
     assert list(place.iterdir()) == []

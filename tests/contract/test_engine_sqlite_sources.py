@@ -18,7 +18,7 @@ from crmbackup.core.errors import (
     SourceNotADatabase,
     SourceUnreadable,
 )
-from crmbackup.engines.sqlite.engine import SqliteTarget
+from crmbackup.engines.sqlite.target import SqliteTarget
 from crmbackup.operations.workers import ProcessWorkers
 from tests.support_sqlite import (
     Chain,
@@ -352,9 +352,9 @@ def test_a_vanished_state_directory(chain: Chain) -> None:
 def test_questions_to_a_restored_database(chain: Chain) -> None:
     fill(chain.path, mode="wal")
     target = chain.restore(chain.take())
-    ask = SqliteTarget().query
-    assert ask(target, "SELECT count(*), 7 FROM contacts") == 500
-    assert ask(target, "SELECT 1 WHERE 0") is None
+    ask = SqliteTarget(target).query
+    assert ask("SELECT count(*), 7 FROM contacts") == 500
+    assert ask("SELECT 1 WHERE 0") is None
     before = target.read_bytes()
     for statement in (
         "DELETE FROM contacts",
@@ -362,7 +362,7 @@ def test_questions_to_a_restored_database(chain: Chain) -> None:
         "SELECT CAST(x'ff' AS TEXT)",
         "ATTACH '/dev/null' AS x; DROP TABLE contacts",
     ):
-        error = error_of(lambda text=statement: ask(target, text))  # type: ignore[misc]
+        error = error_of(lambda text=statement: ask(text))  # type: ignore[misc]
         assert error.code.startswith("source")
     assert target.read_bytes() == before
     assert stat.S_IMODE(target.stat().st_mode) == 0o600

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.e2e
 
 def test_from_nothing_to_a_proved_restore(host: Host, database: Path, tmp_path: Path) -> None:
     source, repository = database, tmp_path / "repository"
-    host.run("policy", "new", "--defaults", "--source-path", source, "--repository-url", repository, "--rto", "1h")
+    host.run("policy", "new", "--defaults", "--source", source, "--repository-url", repository, "--rto", "1h")
     assert host.run("policy", "validate", "crm").out.endswith("crm.yaml is valid\n")
 
     sheet = host.run("init", "crm", "--no-passphrase", "--identity-out", "identity.txt").out

@@ -200,6 +200,7 @@ def test_a_worker_that_is_killed_fails_the_run_with_a_message(host: tuple[Host, 
 def test_two_runs_of_one_policy_do_not_overlap(host: tuple[Host, bytes]) -> None:
     machine, image = host
     with machine.slow_backup(1) as process:
+        os.kill(process.pid, signal.SIGSTOP)  # it holds its lock for as long as this test takes
         for _ in range(2):
             code, printed, error = machine.run("backup", machine.policy(), "--full")
             assert (code, error["code"], printed) == (11, "locked", [])

@@ -16,7 +16,7 @@ import pytest
 
 from crmbackup.core.clock import SystemClock
 from crmbackup.core.events import discard
-from crmbackup.engines.sqlite.engine import SqliteTarget
+from crmbackup.engines.sqlite.target import SqliteTargetEngine
 from crmbackup.operations.drill import DrillJob, DrillResult, run_drill
 from crmbackup.policy.model import Assertion
 from crmbackup.reports.signing import read_document, verify_report
@@ -48,7 +48,7 @@ def drill(site: Site, **changes: Any) -> DrillResult:
         policy=site.policy,
         open_repository=site.open,
         storage=site.spec,
-        make_target=lambda engine: SqliteTarget(),
+        make_target=lambda engine: SqliteTargetEngine(),
         wanted="latest",
         window=None,
         directory=place,
@@ -100,7 +100,7 @@ def test_a_good_snapshot_passes_with_nothing_of_the_local_state(site: Site) -> N
     assert {check.name for check in report.checks} >= {
         "integrity_check",
         "foreign_key_check",
-        "page_digest",
+        "image_digest",
         "virtual table search",
     }
     assert {timing.phase for timing in report.timings} == {"keys", "locate", "restore", "verify", "assertions"}

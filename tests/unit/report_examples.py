@@ -107,7 +107,7 @@ PASSING = DrillReport(
     tables=tuple(table(name, 7 ** (index % 8) + 1200 * index) for index, name in enumerate(NAMES)),
     schema=SchemaResult("aa" * 32, "aa" * 32, (ObjectCount("table", 13, 13), ObjectCount("index", 41, 41))),
     checks=(
-        CheckResult("page_digest", True, "361,846 pages"),
+        CheckResult("image_digest", True, "361,846 pages"),
         CheckResult("integrity_check", True),
         CheckResult("foreign_key_check", True),
     ),

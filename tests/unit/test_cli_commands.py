@@ -56,7 +56,7 @@ def site(tmp_path: Path) -> Site:
 
 
 def test_policy_new_refuses_what_would_not_load(crmbackup: Crmbackup, tmp_path: Path) -> None:
-    given = ("policy", "new", "--defaults", "--source-path", "crm.db", "--repository-url")
+    given = ("policy", "new", "--defaults", "--source", "crm.db", "--repository-url")
     for more, text in (
         ((".", "--name", "a b"), "--name a b"),
         (("ftp://x",), "--repository-url ftp://x"),
@@ -68,7 +68,7 @@ def test_policy_new_refuses_what_would_not_load(crmbackup: Crmbackup, tmp_path: 
         assert code == 2
         assert text in err
     code, _, err = crmbackup("policy", "new", "--defaults", "--repository-url", "/r")
-    assert (code, "--source-path is missing" in err) == (2, True)
+    assert (code, "--source is missing" in err) == (2, True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -77,7 +77,7 @@ def test_policy_new_writes_where_it_is_told_and_overwrites_nothing(crmbackup: Cr
         "policy",
         "new",
         "--defaults",
-        "--source-path",
+        "--source",
         "crm.db",
         "--repository-url",
         "s3://bucket/p",
@@ -96,7 +96,7 @@ def test_policy_new_writes_where_it_is_told_and_overwrites_nothing(crmbackup: Cr
 
 
 def test_policy_validate_looks_at_all_that_are_named(crmbackup: Crmbackup, tmp_path: Path) -> None:
-    crmbackup("policy", "new", "--defaults", "--source-path", "/crm.db", "--repository-url", "/r")
+    crmbackup("policy", "new", "--defaults", "--source", "/crm.db", "--repository-url", "/r")
     (tmp_path / "policies" / "bad.yaml").write_text("version: 1\n")
     code, out, err = crmbackup("policy", "validate", "crm", "bad", "--json")
     assert code == 2
@@ -205,7 +205,7 @@ def test_a_drill_names_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
     report = replace(
         PASSING,
         tables=(bad,),
-        checks=(CheckResult("integrity_check", False, "x" * 1000), CheckResult("page_digest", True)),
+        checks=(CheckResult("integrity_check", False, "x" * 1000), CheckResult("image_digest", True)),
         assertions=(
             AssertionResult("no orphans", "SELECT 1", "0", "1", ok=False),
             AssertionResult("broken", "SELECT", "0", None, ok=False, error="syntax error"),

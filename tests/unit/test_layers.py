@@ -34,7 +34,8 @@ ALLOWED = {
     "sqlalchemy": ("catalog/",),
     "cryptography": ("repository/", "reports/"),
 }
-ENVIRONMENT = ("cli/wiring.py",)
+#: programs.py: what runs beside libpq gets the environment that libpq reads by itself.
+ENVIRONMENT = ("cli/wiring.py", "engines/postgres/programs.py")
 ENVIRONMENT_NAMES = ("os.environ", "os.environb", "os.getenv", "os.getenvb", "os.path.expandvars")
 IMPORTERS = ("import_module", "importlib.import_module", "__import__")
 UNKNOWN = "?"

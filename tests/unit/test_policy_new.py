@@ -28,9 +28,17 @@ paths = (line | tricky).map(lambda text: "/" + text)
 names = st.from_regex(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", fullmatch=True)
 prefixes = st.from_regex(r"[A-Za-z0-9_-]{1,20}(/[A-Za-z0-9_-]{1,20})?", fullmatch=True)
 durations = st.sampled_from(["", "30s", "26h", "1h30m", "7d"])
+servers = st.builds(
+    "{}://{}@{}/{}{}".format,
+    st.sampled_from(["postgresql", "postgres"]),
+    names,
+    st.sampled_from(["localhost", "db.example.org:5433", ""]),
+    names,
+    st.sampled_from(["", "?sslmode=verify-full"]),
+)
 common = {
     "name": names,
-    "source_path": paths,
+    "source": paths | servers,
     "schedule": st.sampled_from(list(SCHEDULES)),
     "timezone": st.sampled_from(["UTC", "Europe/Berlin", "America/New_York"]),
     "rpo": durations,
@@ -69,7 +77,10 @@ def test_s3_policies_load(answers: NewPolicy) -> None:
 def test_local_policies_load(answers: NewPolicy) -> None:
     policy = rendered(answers)
     assert policy.repository.url == answers.repository_url
-    assert policy.source.path == Path(answers.source_path)
+    if answers.source.startswith("/"):
+        assert policy.source.path == Path(answers.source)
+    else:
+        assert (policy.source.type, policy.source.url) == ("postgres", answers.source)
     assert (policy.objectives.rpo is None) == (not answers.rpo)
 
 
@@ -102,7 +113,7 @@ def test_the_text_says_what_the_keys_are_for() -> None:
 
 
 def test_asking_leads_to_a_policy() -> None:
-    typed = {"source_path": "/srv/crm.db", "repository_url": "s3://bucket/crm", "rpo": "26h"}
+    typed = {"source": "/srv/crm.db", "repository_url": "s3://bucket/crm", "rpo": "26h"}
     answers: dict[str, str] = {}
     for question in questions():
         if question.applies(answers):
@@ -127,7 +138,9 @@ def test_questions_that_make_no_sense_are_not_asked() -> None:
     ("key", "wrong"),
     [
         ("name", ".x"),
-        ("source_path", "crm.db"),
+        ("source", "crm.db"),
+        ("source", "postgresql://crm:secret@localhost/crm"),
+        ("source", "oracle://localhost/crm"),
         ("repository_url", "ftp://x"),
         ("endpoint", "s3.example.org"),
         ("region", "a b"),

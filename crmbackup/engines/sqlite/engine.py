@@ -1,18 +1,16 @@
-"""Both sides of the SQLite engine."""
+"""The side of the SQLite engine that reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from crmbackup.core.clock import Clock
 from crmbackup.core.errors import SourceEmpty
 from crmbackup.core.events import Emit
-from crmbackup.engines.base import Parent, SourceEngine, TableRecord, TargetEngine, Verification, Workers
+from crmbackup.engines.base import Parent, SourceEngine, Workers
 from crmbackup.engines.sqlite.connection import (
-    ENGINE_VERSION,
     begin_read,
     check_magic,
     look_at,
@@ -21,9 +19,7 @@ from crmbackup.engines.sqlite.connection import (
 )
 from crmbackup.engines.sqlite.joining import joined
 from crmbackup.engines.sqlite.reader import Source
-from crmbackup.engines.sqlite.restore import SqliteRestore
 from crmbackup.engines.sqlite.snapshot import SqliteSnapshot
-from crmbackup.engines.sqlite.verify import query, verify
 
 
 class SqliteSource(SourceEngine):
@@ -69,32 +65,3 @@ class SqliteSource(SourceEngine):
                 yield snapshot
             finally:
                 snapshot.close()
-
-
-class SqliteTarget(TargetEngine):
-    """Database files that are rebuilt."""
-
-    @contextmanager
-    def open_restore(
-        self, layout: Mapping[str, Any], digest: str, target: Path, *, overwrite: bool
-    ) -> Iterator[SqliteRestore]:
-        restore = SqliteRestore(layout, digest, target, overwrite=overwrite)
-        try:
-            yield restore
-        finally:
-            restore.close()
-
-    def verify(
-        self,
-        workers: Workers,
-        target: Path,
-        tables: Sequence[TableRecord],
-        properties: Mapping[str, Any],
-        emit: Emit,
-    ) -> Verification:
-        if properties.get("encrypted"):
-            return Verification(ENGINE_VERSION, [], {}, [])
-        return verify(workers, target, tables, emit)
-
-    def query(self, target: Path, sql: str) -> object:
-        return query(target, sql)

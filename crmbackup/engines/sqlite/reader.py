@@ -7,6 +7,7 @@ function calls.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -146,11 +147,11 @@ class PageSlice:
         """Bytes."""
         return self.count * self.page_size
 
-    def read(self) -> SliceData:
+    def read(self) -> Iterator[SliceData]:
         """The pages, and their hashes."""
         data = read_pages(self.source, self.first, self.count, self.page_size)
         view = memoryview(data)
-        return SliceData(data, PageFacts(block_hashes(view), page_hashes(view, self.page_size, self.page_key)))
+        yield SliceData(data, PageFacts(block_hashes(view), page_hashes(view, self.page_size, self.page_key)))
 
 
 @dataclass(frozen=True)
@@ -166,10 +167,10 @@ class ChangedPages:
         """Bytes."""
         return sum(count for _, count in self.runs) * self.page_size
 
-    def read(self) -> SliceData:
+    def read(self) -> Iterator[SliceData]:
         """The pages, one behind the other."""
         parts = [read_pages(self.source, first, count, self.page_size) for first, count in self.runs]
-        return SliceData(parts[0] if len(parts) == 1 else b"".join(parts), None)
+        yield SliceData(parts[0] if len(parts) == 1 else b"".join(parts), None)
 
 
 @dataclass(frozen=True)

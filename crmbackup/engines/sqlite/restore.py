@@ -99,12 +99,12 @@ class SqliteRestore(Restore):
         with _nobody_using(self._target):
             pass  # better said before everything is fetched
 
-    def placements(self) -> Mapping[int, Placement]:
+    def stages(self) -> Iterator[Mapping[int, Placement]]:
         pieces: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
         size = self._page_size
         for extent in self._extents:
             pieces[extent.chunk].append((extent.start * size, extent.length * size, (extent.first - 1) * size))
-        return {chunk: Placement(self._file, tuple(found)) for chunk, found in pieces.items()}
+        yield {chunk: Placement(self._file, tuple(found)) for chunk, found in pieces.items()}
 
     @property
     def place(self) -> Callable[[object, bytes], object]:

@@ -73,6 +73,7 @@ class SqliteSnapshot(Snapshot):
         block_count = -(-self._page_count * self._page_size // BLOCK_SIZE)
         self._blocks = bytearray(block_count * BLOCK_HASH_SIZE)
         self._plan: list[PageSlice | ChangedPages] = []
+        self._chunks: dict[int, int] = {}
         self._read_size = self._page_count * self._page_size
         self._tables: TableReader | None = None
         self._tables_size = 0
@@ -185,23 +186,23 @@ class SqliteSnapshot(Snapshot):
         start = (first_page - 1) * self._page_size // BLOCK_SIZE * BLOCK_HASH_SIZE
         self._blocks[start : start + len(hashes)] = hashes
 
-    def shipped(self, number: int, facts: object) -> None:
+    def shipped(self, number: int, chunks: Sequence[tuple[int, object]]) -> None:
         item = self._plan[number]
+        ((self._chunks[number], facts),) = chunks
         if isinstance(item, PageSlice):
             assert isinstance(facts, PageFacts)
             self._writer.put_pages(item.first, facts.pages)
             self._put_blocks(item.first, facts.blocks)
 
     def finish(self) -> Image:
-        known = self._parent.chunks if self._parent else 0
         new: list[Extent] = []
         for number, item in enumerate(self._plan):
             if isinstance(item, PageSlice):
-                new.append(Extent(item.first, item.count, known + number, 0))
+                new.append(Extent(item.first, item.count, self._chunks[number], 0))
                 continue
             position = 0
             for first, count in item.runs:
-                new.append(Extent(first, count, known + number, position))
+                new.append(Extent(first, count, self._chunks[number], position))
                 position += count
         old = decode_layout(self._parent.layout)[0] if self._parent and self._old else []
         extents, chunks = renumber(replace(old, new, self._page_count))

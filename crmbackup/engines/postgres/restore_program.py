@@ -1,0 +1,137 @@
+"""pg_restore at work on the definitions of a snapshot."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from crmbackup.core.errors import DiskFull, ObjectDamaged, ProgramMissing, TargetDenied, TargetError, TargetUnavailable
+from crmbackup.core.files import local_error
+from crmbackup.engines.postgres.connection import Server
+from crmbackup.engines.postgres.programs import Program, complaint, environment, find_program
+from crmbackup.engines.postgres.restore_toc import Entry, parse_toc
+
+#: Which pg_restore knows an archive's format: its minor number from the major version on (pg_backup_archiver.h).
+_FORMATS = ((16, 17), (15, 16))
+#: From this version on it begins with a setting that servers before do not know.
+_TRANSACTION_TIMEOUT = 17
+#: More objects than these take more locks in one transaction than a server has by default.
+_ONE_TRANSACTION = 1000
+#: What was asked for, up to where values, bodies or secrets could begin.
+_COMMAND = re.compile(r"Command was: ([^'($;]{1,200})")
+_QUERY = re.compile(r"could not execute query: (?:ERROR|FATAL|PANIC):\s+(.*)")
+
+
+def program_for(archive: bytes, major: int, server_major: int, directory: Path | None) -> Program:
+    """The pg_restore for an archive (its first bytes are enough) of a server of version `major`. Raises ProgramMissing.
+
+    Raises ObjectDamaged for what is no archive.
+    """
+    if len(archive) < 8 or archive[:5] != b"PGDMP":
+        raise ObjectDamaged(
+            "the definitions of the snapshot cannot be read", why="they do not begin as an archive does"
+        )
+    written = next((since for minor, since in _FORMATS if archive[6] >= minor), 0)
+    program = find_program("pg_restore", at_least=max(major, written), directory=directory)
+    if program.major >= _TRANSACTION_TIMEOUT > server_major:
+        raise ProgramMissing(
+            f"pg_restore of PostgreSQL {program.major} cannot restore to a server of version {server_major}",
+            why="it begins with a setting that the server does not know",
+            hint=f"install postgresql-client-{server_major}, which the backups then use too, or restore to a newer server",
+        )
+    return program
+
+
+def list_entries(program: Program, archive: Path) -> list[Entry]:
+    """What the archive holds. Raises ObjectDamaged, LocalError kinds."""
+    try:
+        done = subprocess.run(
+            [str(program.path), "--list", "--verbose", str(archive)],
+            env=environment({}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+    except OSError as error:
+        raise local_error(error, f"run {program.path}") from error
+    if done.returncode:
+        raise ObjectDamaged(
+            "the definitions of the snapshot cannot be read", why=complaint(done.stderr.decode("utf-8", "replace"))
+        )
+    return parse_toc(done.stdout.decode("utf-8", "replace"))
+
+
+def run_section(
+    program: Program,
+    server: Server,
+    archive: Path,
+    section: str,
+    entries: Iterable[Entry],
+    *,
+    jobs: int = 1,
+    ours: bool = False,
+    token: str = "",
+) -> None:
+    """Make the objects of one section, "pre-data" or "post-data". ours: all belong to the user that connects.
+
+    token: what its sessions are called.
+
+    Raises TargetError kinds at the first that the server refuses, DiskFull.
+    """
+    chosen = list(entries)
+    if not chosen:
+        return
+    wanted = archive.with_suffix(f".{section}")
+    wanted.write_text("".join(f"{entry.id};\n" for entry in chosen), "ascii")
+    options = [
+        f"--section={section}",
+        "--exit-on-error",
+        "--no-password",
+        "--no-tablespaces",
+        f"--use-list={wanted}",
+        "--dbname=",  # where to connect to is in the environment
+    ]
+    if jobs > 1:
+        options.append(f"--jobs={jobs}")
+    elif len(chosen) <= _ONE_TRANSACTION:
+        options.append("--single-transaction")
+    if ours:
+        options += ["--no-owner", "--no-privileges"]
+    _run([str(program.path), *options, str(archive)], server, token)
+
+
+def _run(command: Sequence[str], server: Server, token: str) -> None:
+    named = {"PGAPPNAME": token} if token else {}
+    try:
+        done = subprocess.run(
+            command,
+            env={**environment(server.environment()), **named},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    except OSError as error:
+        raise local_error(error, f"run {command[0]}") from error
+    text = done.stderr.decode("utf-8", "replace")
+    if done.returncode:
+        raise _refusal(text, server, done.returncode)
+
+
+def _refusal(text: str, server: Server, code: int) -> TargetError | DiskFull:
+    queries, commands = _QUERY.findall(text), _COMMAND.findall(text)
+    what = " ".join(commands[0].split()) if commands else "a definition"
+    why = " ".join(queries[0].split()) if queries else complaint(text) or f"pg_restore ended with {code}"
+    if "No space left" in text or "could not extend file" in text:
+        return DiskFull(f"the disk of the server of {server.name} is full", why=f"{what}: {why}")
+    if "connection to server" in text or "server closed the connection" in text:
+        return TargetUnavailable(f"the target {server.name} cannot be used", why=why, hint="look into the server's log")
+    if any(part in why for part in ("permission denied", "must be owner", "must be superuser", "must be able to")):
+        return TargetDenied(
+            f"the target {server.name} refuses {what}",
+            why=why,
+            hint="restore as the database's owner or a superuser, or with --roles ignore",
+        )
+    return TargetError(f"the target {server.name} refuses {what}", why=why)

@@ -1,0 +1,107 @@
+"""What lies outside of the database that is restored: roles, the database itself, and what is set on it."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+import psycopg
+
+from crmbackup.core.errors import TargetError, TargetExists
+from crmbackup.core.events import Emit, Notice
+from crmbackup.engines.postgres import restore_clean as clean
+from crmbackup.engines.postgres.connection import Server, connect, quoted, target_errors
+from crmbackup.engines.postgres.layout import Layout
+from crmbackup.engines.postgres.roles import create_database_sql, database_settings_sql, needed_roles, roles_sql
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+#: The database that is always there, from which others are made.
+MAINTENANCE = "postgres"
+_FORCE = 130000
+#: Settings that let a session begin with a library, which the server of a drill may not have.
+_PRELOADED = frozenset({"session_preload_libraries", "local_preload_libraries"})
+
+
+def missing_roles(connection: Connection, layout: Layout) -> list[str]:
+    """Roles that the snapshot's objects need and that the server does not have, by name."""
+    return sorted(needed_roles(layout.roles) - _existing(connection))
+
+
+def _existing(connection: Connection) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT rolname FROM pg_catalog.pg_roles")}
+
+
+def make_roles(server: Server, layout: Layout, *, login: bool = False, database: str = "") -> None:
+    """Make the missing ones. login, database: as in `roles_sql`. Raises TargetError kinds."""
+    with target_errors(server, "roles"), closing(connect(server)) as connection:
+        statements = roles_sql(
+            layout.roles,
+            _existing(connection),
+            login=login,
+            server_version=connection.info.server_version,
+            database=database,
+        )
+        codec = connection.info.encoding
+        with connection.transaction():
+            for text in statements:
+                connection.execute(text.encode(codec))
+
+
+def exists(connection: Connection, name: str) -> bool:
+    """Whether the server has a database of that name."""
+    row = connection.execute("SELECT 1 FROM pg_catalog.pg_database WHERE datname = %s", (name,)).fetchone()
+    return row is not None
+
+
+def refuse_existing(server: Server) -> bool:
+    """With --create there must be no such database yet; gives whether an unfinished restore left one.
+
+    Raises TargetExists, TargetError kinds.
+    """
+    with target_errors(server), closing(connect(server.at(MAINTENANCE))) as connection:
+        if not exists(connection, server.database):
+            return False
+    with target_errors(server), closing(connect(server)) as connection:
+        if clean.read_mark(connection) is None:
+            raise TargetExists(
+                f"the database {server.name} exists already",
+                hint="name another one to create, or drop this one yourself",
+            )
+        if not clean.take_lock(connection):
+            raise TargetError(f"another restore to {server.name} is at work", hint="wait until it is over")
+    return True
+
+
+def create_database(server: Server, layout: Layout, emit: Emit) -> None:
+    """Make the database, empty. Raises TargetExists, TargetError kinds."""
+    if refuse_existing(server):
+        emit(Notice(f"a restore to {server.name} was not finished: what it left is removed"))
+        drop_database(server)
+    with target_errors(server, "the database"), closing(connect(server.at(MAINTENANCE))) as connection:
+        text = create_database_sql(layout.database, server.database, connection.info.server_version)
+        connection.execute(text.encode(connection.info.encoding))
+
+
+def drop_database(server: Server) -> None:
+    """With everything in it, whoever is connected. Raises TargetError kinds."""
+    with target_errors(server, "the database"), closing(connect(server.at(MAINTENANCE))) as connection:
+        force = " WITH (FORCE)" if connection.info.server_version >= _FORCE else ""
+        if not force:
+            connection.execute(
+                "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE datname = %s",
+                (server.database,),
+            )
+        text = f"DROP DATABASE IF EXISTS {quoted(server.database)}{force}"
+        connection.execute(text.encode(connection.info.encoding))
+
+
+def give_settings(connection: Connection, server: Server, layout: Layout, *, owners: bool, neutral: bool) -> None:
+    """The properties of the database itself. neutral: without libraries to load. Raises TargetError kinds."""
+    database = dict(layout.database)
+    if neutral:
+        database["settings"] = [item for item in database["settings"] if item[0].lower() not in _PRELOADED]
+    codec = connection.info.encoding
+    for text in database_settings_sql(database, server.database, owners=owners):
+        with target_errors(server, "settings of the database"):
+            connection.execute(text.encode(codec))

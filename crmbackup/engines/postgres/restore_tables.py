@@ -1,0 +1,93 @@
+"""Which tables come back: by name, and, for their rows alone, whether the target can take them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+
+from crmbackup.core.errors import TargetDenied, TargetError, TargetExists, UsageError
+from crmbackup.engines.postgres.connection import Server, quoted
+from crmbackup.engines.postgres.layout import Layout, TableLayout
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+
+def find_tables(layout: Layout, names: Sequence[str]) -> tuple[TableLayout, ...]:
+    """The tables of these names, each "schema.table", quoted or not, or the name alone. Raises UsageError."""
+    found: dict[str, TableLayout] = {}
+    for name in names:
+        table = _find(layout, name)
+        found[table.label] = table
+    return tuple(found.values())
+
+
+def _find(layout: Layout, name: str) -> TableLayout:
+    full = [table for table in layout.tables if name in (table.label, f"{table.schema}.{table.name}")]
+    matches = full or [table for table in layout.tables if name == table.name]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UsageError(
+            f"the snapshot has more than one table {name}",
+            why=", ".join(table.label for table in matches),
+            hint="name its schema too: --table schema.table",
+        )
+    labels = {spelling: table.label for table in layout.tables for spelling in (table.label, table.name)}
+    near = list(dict.fromkeys(labels[match] for match in difflib.get_close_matches(name, labels, 5, 0.5)))
+    raise UsageError(
+        f"the snapshot has no table {name}",
+        why=f"similar ones: {', '.join(near)}"
+        if near
+        else f"it has {len(layout.tables)} tables, none of a similar name",
+        hint="names are as the database holds them: `crmbackup show` lists them",
+    )
+
+
+def check_fillable(
+    connection: Connection, server: Server, layout: Layout, tables: Sequence[TableLayout], *, large_objects: bool
+) -> None:
+    """Every table is there, with the snapshot's columns and no rows. Raises TargetError kinds, TargetExists."""
+    row = connection.execute("SELECT pg_catalog.current_setting('is_superuser') = 'on'").fetchone()
+    if not (row and row[0]):
+        raise TargetDenied(
+            f"rows alone cannot be restored to {server.name} by this user",
+            why="triggers and foreign keys must be off meanwhile (session_replication_role), which needs a superuser",
+            hint="restore as a superuser, or restore the definitions too",
+        )
+    columns: dict[tuple[str, str], set[str]] = {}
+    for schema, name, column in connection.execute(
+        "SELECT n.nspname, c.relname, a.attname FROM pg_catalog.pg_class c"
+        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+        " LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped"
+        " WHERE c.relkind IN ('r', 'p')"
+    ):
+        columns.setdefault((schema, name), set()).add(column)
+    for table in tables:
+        there = columns.get((table.schema, table.name))
+        if there is None:
+            raise TargetError(
+                f"the target {server.name} has no table {table.label}",
+                hint="restore the definitions first (--schema-only), or all of it to an empty database",
+            )
+        missing = [column for column in table.columns if column not in there]
+        if missing:
+            raise TargetError(f"table {table.label} of the target lacks columns", why=", ".join(missing))
+        codec = connection.info.encoding
+        text = f"SELECT EXISTS (SELECT 1 FROM ONLY {quoted(table.schema, table.name)})"
+        row = connection.execute(text.encode(codec)).fetchone()
+        if row and row[0]:
+            raise TargetExists(
+                f"table {table.label} of {server.name} is not empty",
+                hint="rows are restored to empty tables only: empty it, or restore elsewhere",
+            )
+    if large_objects:
+        row = connection.execute("SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_largeobject_metadata)").fetchone()
+        if row and row[0]:
+            raise TargetExists(
+                f"{server.name} holds large objects already",
+                why=f"the snapshot has {len(layout.large_objects)}, whose numbers could be the same",
+                hint="restore to a database without, or name tables with --table",
+            )

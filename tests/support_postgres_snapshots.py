@@ -1,0 +1,133 @@
+"""A chain of snapshots of one PostgreSQL database through the real engine, with chunks in memory instead of packs.
+
+with ProcessWorkers(2) as workers:
+    chain = Snapshots(server, scratch, workers)
+    taken = chain.take()
+    assert taken.content() == taken.seen
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from crmbackup.core.clock import SystemClock
+from crmbackup.core.events import Event, Notice
+from crmbackup.engines.base import Image, Parent, Slice, SourceInfo, TableRecord
+from crmbackup.engines.postgres.connection import Server, connect, quoted
+from crmbackup.engines.postgres.engine import PostgresSource, Settings
+from crmbackup.engines.postgres.layout import Layout, decode_layout
+from crmbackup.engines.postgres.rows import copy_out
+from crmbackup.operations.workers import ProcessWorkers
+
+Content = dict[str, Counter[bytes]]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A snapshot. read: bytes of table rows that were read for it. seen: what another session saw of the same moment."""
+
+    image: Image
+    info: SourceInfo
+    layout: Layout
+    chunks: tuple[bytes, ...]
+    directory: Path
+    full_because: str
+    read: Mapping[str, int]
+    notices: tuple[str, ...]
+    seen: Content
+
+    def content(self) -> Content:
+        """The lines of every table, with how often each is there."""
+        return {
+            table.label: Counter(
+                line for part in table.parts for line in self.chunks[part.chunk].splitlines(keepends=True)
+            )
+            for table in self.layout.tables
+        }
+
+    def record(self, name: str) -> TableRecord:
+        """The record of one table."""
+        return next(table for table in self.image.tables if table.name == name)
+
+
+def _read(item: Slice) -> list[tuple[bytes, object]]:
+    return [(bytes(data.payload), data.facts) for data in item.read()]
+
+
+@dataclass
+class Snapshots:
+    """Snapshots of one database, each upon the one before."""
+
+    server: Server
+    scratch: Path
+    workers: ProcessWorkers
+    settings: Settings = field(default_factory=Settings)
+    last: Taken | None = None
+    taken: int = 0
+
+    def take(self, *, full: bool = False, meanwhile: Callable[[], None] = lambda: None) -> Taken:
+        """One snapshot; `meanwhile` runs while it is open, before any row is read."""
+        source = PostgresSource(self.server, self.settings)
+        source.preflight(self.workers.count)
+        self.taken += 1
+        directory = self.scratch / f"state-{self.taken}"
+        directory.mkdir(parents=True)
+        last = None if full else self.last
+        parent = Parent(last.directory, len(last.chunks), last.image.layout) if last else None
+        events: list[Event] = []
+        read: dict[str, int] = {}
+        with source.open_snapshot(self.workers, parent, directory, SystemClock(), events.append) as snapshot:
+            seen = self._look(snapshot._moment.snapshot)
+            meanwhile()
+            old = last.chunks if last and not snapshot.full_because else ()
+            new: list[bytes] = []
+            for number, item in enumerate(snapshot.slices()):
+                found = self.workers.submit(_read, item).result()
+                table = getattr(item, "table", None)
+                if table is not None:
+                    read[table.label] = read.get(table.label, 0) + sum(len(data) for data, _ in found)
+                snapshot.shipped(number, [(len(old) + len(new) + n, facts) for n, (_, facts) in enumerate(found)])
+                new += [data for data, _ in found]
+            image = snapshot.finish()
+        image = replace(image, layout=json.loads(json.dumps(image.layout)))
+        known = [*old, *new]
+        self.last = Taken(
+            image=image,
+            info=snapshot.info,
+            layout=decode_layout(image.layout),
+            chunks=tuple(known[number] for number in image.chunks),
+            directory=directory,
+            full_because=snapshot.full_because,
+            read=read,
+            notices=tuple(event.text for event in events if isinstance(event, Notice)),
+            seen=seen,
+        )
+        return self.last
+
+    def _look(self, snapshot: str) -> Content:
+        """Every table in one piece, by a session that does nothing but adopt the snapshot."""
+        with closing(connect(self.server)) as connection:
+            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'".encode())
+            tables = connection.execute(
+                "SELECT c.oid, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname)"
+                " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+                " WHERE c.relkind = 'r' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'"
+            ).fetchall()
+            found: Content = {}
+            for oid, schema, name, label in tables:
+                columns = connection.execute(
+                    "SELECT attname FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped"
+                    " AND attgenerated = '' ORDER BY attnum",
+                    (oid,),
+                ).fetchall()
+                names = ", ".join(quoted(column) for (column,) in columns)
+                sql = f"COPY (SELECT {names} FROM ONLY {quoted(schema, name)}) TO STDOUT"
+                lines = b"".join(piece.payload for piece in copy_out(connection, sql)).splitlines(keepends=True)
+                found[label] = Counter(lines)
+            return found
