@@ -7,7 +7,11 @@
 
 The repository must be a directory: fetch one from S3 with any S3 client first. Everything is verified on the way:
 signatures from the identity down, names of packs, chunks, and the digest of the whole file. The format is described,
-to the byte, in docs/design.md. Only SQLite snapshots ("pages" layouts) are known to this script.
+to the byte, in docs/design.md.
+
+A SQLite snapshot becomes the database file. A PostgreSQL snapshot becomes a directory OUT: definitions.dump (an archive
+for pg_restore), one file of COPY text for each table, sequences.sql, large_objects.copy, and LOAD.txt, which says what
+to type to load them into an empty database.
 """
 
 import base64
@@ -17,6 +21,7 @@ import os
 import struct
 import sys
 from collections import defaultdict
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -112,21 +117,15 @@ def read_body(header: dict[str, Any], sealed: bytes, keys: Keys) -> dict[str, An
     return body
 
 
-def write_database(root: Path, header: dict[str, Any], body: dict[str, Any], keys: Keys, out: Path) -> None:
-    layout = body["layout"]
-    if layout["type"] != "pages":
-        fail(f"a layout of type {layout['type']} is not known to this script")
-    page_size = layout["page_size"]
-    chunks = list(struct.iter_unpack("<32sIIQII", base64.b64decode(body["chunks"])))
-    places = defaultdict(list)
-    for first, count, chunk, start in struct.iter_unpack("<IIII", base64.b64decode(layout["extents"])):
-        places[chunk].append(((first - 1) * page_size, start * page_size, count * page_size))
+def read_chunks(
+    root: Path, header: dict[str, Any], body: dict[str, Any], keys: Keys, wanted: Collection[int]
+) -> Iterator[tuple[int, bytes]]:
+    """The wanted chunks, by number, pack after pack."""
     by_pack = defaultdict(list)
-    for number, chunk in enumerate(chunks):
-        by_pack[chunk[1]].append((number, chunk))
+    for number, chunk in enumerate(struct.iter_unpack("<32sIIQII", base64.b64decode(body["chunks"]))):
+        if number in wanted:
+            by_pack[chunk[1]].append((number, chunk))
     chunk_key = bytes.fromhex(body["chunk_key"])
-    descriptor = os.open(out, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    os.ftruncate(descriptor, layout["page_count"] * page_size)
     for index, members in by_pack.items():
         name = header["packs"][index][0]
         pack = (root / "packs" / name[:2] / name).read_bytes()
@@ -138,8 +137,20 @@ def write_database(root: Path, header: dict[str, Any], body: dict[str, Any], key
             content = zstandard.decompress(compressed)
             if blake3(content, key=chunk_key).digest() != chunk_id:
                 fail(f"a chunk of pack {name} is not what its id says")
-            for at, start, length in places[number]:
-                os.pwrite(descriptor, content[start : start + length], at)
+            yield number, content
+
+
+def write_pages(root: Path, header: dict[str, Any], body: dict[str, Any], keys: Keys, out: Path) -> None:
+    layout = body["layout"]
+    page_size = layout["page_size"]
+    places = defaultdict(list)
+    for first, count, chunk, start in struct.iter_unpack("<IIII", base64.b64decode(layout["extents"])):
+        places[chunk].append(((first - 1) * page_size, start * page_size, count * page_size))
+    descriptor = os.open(out, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    os.ftruncate(descriptor, layout["page_count"] * page_size)
+    for number, content in read_chunks(root, header, body, keys, places):
+        for at, start, length in places[number]:
+            os.pwrite(descriptor, content[start : start + length], at)
     digest = blake3()
     for at in range(0, layout["page_count"] * page_size, BLOCK):
         digest.update(blake3(os.pread(descriptor, BLOCK, at)).digest())
@@ -148,6 +159,69 @@ def write_database(root: Path, header: dict[str, Any], body: dict[str, Any], key
         fail("the restored file is not the snapshot's: removed")
     os.fsync(descriptor)
     os.close(descriptor)
+
+
+def quoted(*names: str) -> str:
+    return ".".join('"' + name.replace('"', '""') + '"' for name in names)
+
+
+def write_postgres(root: Path, header: dict[str, Any], body: dict[str, Any], keys: Keys, out: Path) -> None:
+    """Chunks hold whole lines, so those of a table may stand in any order; those of the archive may not."""
+    layout = body["layout"]
+    out.mkdir(mode=0o700)
+    files = {f"table-{number:05}.copy": table["parts"] for number, table in enumerate(layout["tables"])}
+    files["large_objects.copy"] = layout["large_object_parts"]
+    owners: dict[int, Any] = dict.fromkeys(layout["archive"])
+    rows = dict.fromkeys(files, 0)
+    for name, parts in files.items():
+        (out / name).touch(mode=0o600)
+        for chunk, count, _checksum in struct.iter_unpack("<II16s", base64.b64decode(parts)):
+            owners[chunk] = (*owners.get(chunk, ()), name)
+            rows[name] += count
+    archive = {}
+    for number, content in read_chunks(root, header, body, keys, owners):
+        if owners[number] is None:
+            archive[number] = content
+        for name in owners[number] or ():
+            with (out / name).open("ab") as stream:
+                stream.write(content)
+    (out / "definitions.dump").write_bytes(b"".join(archive[number] for number in layout["archive"]))
+    for name, count in rows.items():
+        if sum(block.count(b"\n") for block in blocks(out / name)) != count:
+            fail(f"{name} does not have its {count} rows")
+    encoding = layout["database"]["encoding"]
+    sequences = [
+        f"SELECT setval('{quoted(schema, name).replace(chr(39), chr(39) * 2)}'::regclass, {last}, {str(called).lower()});"
+        for schema, name, _, last, called in layout["sequences"]
+    ]
+    (out / "sequences.sql").write_text("SET standard_conforming_strings = on;\n" + "\n".join(sequences) + "\n")
+    lines = [
+        f"Into an empty database made with TEMPLATE template0 and ENCODING '{encoding}', in this directory:",
+        "",
+        "  pg_restore --section=pre-data --no-owner -d DATABASE definitions.dump",
+        f"  PGCLIENTENCODING={encoding} psql -d DATABASE -f tables.sql",
+        "  psql -d DATABASE -f sequences.sql",
+        "  pg_restore --section=post-data --no-owner -d DATABASE definitions.dump",
+        "",
+        "large_objects.copy has lines of oid, offset and bytes: lo_create(oid), then lo_put(oid, offset, bytes).",
+    ]
+    tables = [r"\set ON_ERROR_STOP on"]
+    for name, table in zip(files, layout["tables"], strict=False):
+        columns = f"({', '.join(map(quoted, table['columns']))})" if table["columns"] else ""
+        place = quoted(*(table["root"] or (table["schema"], table["name"])))
+        # psql's \copy takes one line; a name with a line end in it cannot be loaded this way.
+        tables.append(rf"\copy {place} {columns} FROM '{name}'")
+    (out / "tables.sql").write_text("\n".join(tables) + "\n")
+    (out / "LOAD.txt").write_text("\n".join(lines) + "\n")
+
+
+def blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        while block := stream.read(1024 * 1024):
+            yield block
+
+
+WRITERS = {"pages": write_pages, "postgres": write_postgres}
 
 
 def main() -> None:
@@ -168,7 +242,10 @@ def main() -> None:
         fail(f"there is no snapshot {wanted}")
     header, sealed = found[-1]
     body = read_body(header, sealed, keys)
-    write_database(root, header, body, keys, Path(sys.argv[3]))
+    kind = body["layout"]["type"]
+    if kind not in WRITERS:
+        fail(f"a layout of type {kind} is not known to this script")
+    WRITERS[kind](root, header, body, keys, Path(sys.argv[3]))
     print(f"{sys.argv[3]} is snapshot {header['snapshot_id']} of {header['captured']}")
     for table in body["tables"]:
         print(f"  {table['name']}: {table['rows']} rows")

@@ -82,7 +82,7 @@ def command(
     The plan is shown first. The target appears only when everything was verified, and never half.
     """
     from crmbackup.cli.lookup import choose_snapshot
-    from crmbackup.cli.wiring import Keys, wiring
+    from crmbackup.cli.wiring import Keys, is_server, wiring
     from crmbackup.core.errors import UsageError
     from crmbackup.core.events import Warned
     from crmbackup.engines.base import RestoreOptions
@@ -93,7 +93,7 @@ def command(
     if schema_only and data_only:
         raise UsageError("--schema-only and --data-only exclude each other", hint="leave one of them out")
     options = RestoreOptions(
-        overwrite=overwrite or plan_only,
+        overwrite=overwrite or (plan_only and not is_server(to)),
         create=create,
         tables=tables,
         content="schema" if schema_only else "data" if data_only else "all",

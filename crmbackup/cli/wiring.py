@@ -261,14 +261,14 @@ class Wiring:
 
     def target(self, to: str, options: RestoreOptions, loaded: LoadedPolicy | None) -> Target:
         """The database that --to names. Raises UsageError."""
-        if _is_server(to):
+        if is_server(to):
             return self._target_engine("postgres", loaded).target(to, options)
         return self._target_engine("sqlite", loaded).target(str(self.cwd / Path(to).expanduser()), options)
 
     @staticmethod
     def require_engine(engine: str, to: str) -> None:
         """The snapshot fits what --to names. Raises UsageError."""
-        if (engine == "postgres") != _is_server(to):
+        if (engine == "postgres") != is_server(to):
             raise UsageError(
                 f"a snapshot of engine {engine} cannot be restored to {to}",
                 hint="name a database, such as postgresql://user@host/name"
@@ -308,7 +308,8 @@ class Wiring:
         return Catalog(setting if isinstance(setting, str) else resolve(setting, self.environ).reveal())
 
 
-def _is_server(to: str) -> bool:
+def is_server(to: str) -> bool:
+    """Whether --to names a database of a server, not a file."""
     return to.startswith(("postgresql://", "postgres://"))
 
 
