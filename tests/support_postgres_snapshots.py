@@ -22,6 +22,7 @@ from crmbackup.engines.postgres.connection import Server, connect, quoted
 from crmbackup.engines.postgres.engine import PostgresSource, Settings
 from crmbackup.engines.postgres.layout import Layout, decode_layout
 from crmbackup.engines.postgres.rows import copy_out
+from crmbackup.engines.postgres.snapshot import PostgresSnapshot
 from crmbackup.operations.workers import ProcessWorkers
 
 Content = dict[str, Counter[bytes]]
@@ -69,6 +70,8 @@ class Snapshots:
     settings: Settings = field(default_factory=Settings)
     last: Taken | None = None
     taken: int = 0
+    #: The one that is being taken.
+    open: PostgresSnapshot | None = None
 
     def take(self, *, full: bool = False, meanwhile: Callable[[], None] = lambda: None) -> Taken:
         """One snapshot; `meanwhile` runs while it is open, before any row is read."""
@@ -82,6 +85,7 @@ class Snapshots:
         events: list[Event] = []
         read: dict[str, int] = {}
         with source.open_snapshot(self.workers, parent, directory, SystemClock(), events.append) as snapshot:
+            self.open = snapshot
             seen = self._look(snapshot._moment.snapshot)
             meanwhile()
             old = last.chunks if last and not snapshot.full_because else ()
@@ -115,12 +119,16 @@ class Snapshots:
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'".encode())
             tables = connection.execute(
-                "SELECT c.oid, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname)"
+                "SELECT c.oid, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname),"
+                " c.relpersistence = 'u' AND pg_is_in_recovery()"
                 " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
                 " WHERE c.relkind = 'r' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'"
             ).fetchall()
             found: Content = {}
-            for oid, schema, name, label in tables:
+            for oid, schema, name, label, hidden in tables:
+                if hidden:
+                    found[label] = Counter()
+                    continue
                 columns = connection.execute(
                     "SELECT attname FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped"
                     " AND attgenerated = '' ORDER BY attnum",

@@ -16,7 +16,7 @@ from crmbackup.core.errors import SourceDenied
 from crmbackup.engines.postgres.catalog import read_tables
 from crmbackup.engines.postgres.checks import check_database
 from crmbackup.engines.postgres.connection import connect
-from crmbackup.engines.postgres.describe import describe, listing, same_arrays
+from crmbackup.engines.postgres.describe import describe, listing, same_arrays, same_names
 from crmbackup.engines.postgres.needs import read_needs
 from crmbackup.engines.postgres.programs import find_program
 from crmbackup.engines.postgres.roles import read_roles
@@ -159,6 +159,36 @@ def test_one_array_shown_in_two_ways_is_one() -> None:
     first = "(status)::text = ANY ((ARRAY['a'::character varying, 'it''s, ]'::character varying])::text[])"
     second = "(status)::text = ANY (ARRAY[('a'::character varying)::text, ('it''s, ]'::character varying)::text])"
     assert same_arrays(first) == second == same_arrays(second)
+
+
+def test_a_view_that_was_shown_and_read_back_is_the_same(pg15: TestServer) -> None:  # noqa: F811
+    view = (
+        "SELECT * FROM (SELECT 1 AS a, 1.5 AS b, 'x'::text AS c, 'y'::varchar AS d, now() AS e, true AS f, ARRAY[1] AS g"
+        " UNION ALL SELECT NULL, 2 + 3, 'z'::name, NULL, NULL, NULL, NULL) AS q"
+    )
+    pg15.create_database("described_views")
+    try:
+        with closing(connect(pg15.server("described_views"))) as connection:
+            connection.execute(f"CREATE VIEW public.v AS {view}".encode())
+            first = listing(connection)["views"]
+            row = connection.execute("SELECT pg_get_viewdef('public.v'::regclass)").fetchone()
+            assert row is not None
+            connection.execute(f"DROP VIEW public.v; CREATE VIEW public.v AS {row[0]}".encode())
+            assert connection.execute("SELECT pg_get_viewdef('public.v'::regclass)").fetchone() != row
+            assert listing(connection)["views"] == first
+            connection.execute("DROP VIEW public.v; CREATE VIEW public.v AS SELECT 1::integer AS a")
+            other = listing(connection)["views"]
+            connection.execute("DROP VIEW public.v; CREATE VIEW public.v AS SELECT 1::bigint AS a")
+            assert listing(connection)["views"] != other
+    finally:
+        pg15.drop_database("described_views")
+
+
+def test_names_of_casts_that_mean_something_stay() -> None:
+    kept = r"SELECT NULL::integer AS amount, x::numeric(3,1) AS \"Numeric\", 'a'::text AS int4;"
+    assert same_names(kept) == kept
+    named = r"SELECT NULL::integer AS int4, 1::numeric(3,1) AS \"numeric\",\n NULL::crm.kind[] AS kind FROM t;"
+    assert same_names(named) == r"SELECT NULL::integer, 1::numeric(3,1),\n NULL::crm.kind[] FROM t;"
 
 
 def test_a_table_comes_back_alone_with_what_it_needs(pair: Pair, tmp_path: Path) -> None:

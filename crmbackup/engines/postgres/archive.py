@@ -7,12 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from crmbackup.core.errors import DiskFull, SourceDenied, SourceError, SourceLocked
+from crmbackup.core.errors import DiskFull, SourceDenied, SourceError, SourceLocked, SourceUnavailable
 from crmbackup.core.files import local_error
 from crmbackup.engines.base import SliceData
 from crmbackup.engines.postgres.connection import Server
 from crmbackup.engines.postgres.programs import Program, complaint, environment
 
+#: What pg_dump says when its session, or the one that holds the snapshot, has ended.
+_LOST = (
+    "server closed the connection",
+    "terminating connection",
+    "connection to server",
+    "could not import the requested snapshot",
+)
 _PIECE = 8 * 1024 * 1024
 _STATISTICS_SINCE = 18
 
@@ -62,10 +69,13 @@ class Archiving:
                 why=why,
                 hint="docs/postgresql.md lists what a backup role needs",
             )
-        if "lock timeout" in text or "could not obtain lock" in text:
+        # pg_dump waits for its locks with a statement_timeout.
+        if any(part in text for part in ("lock timeout", "statement timeout", "could not obtain lock")):
             raise SourceLocked(f"pg_dump could not lock a table of {self._server.name}", why=why, hint="try again")
         if "No space left" in text:
             raise DiskFull(f"no room for {self.path}", why=why)
+        if any(part in text for part in _LOST):
+            raise SourceUnavailable(f"pg_dump lost {self._server.name}", why=why, hint="look into the server's log")
         raise SourceError(f"pg_dump could not read the definitions of {self._server.name}", why=why)
 
     def stop(self) -> None:

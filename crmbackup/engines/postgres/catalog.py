@@ -25,9 +25,10 @@ UNSUPPORTED = {
 
 _TABLES = f"""
 SELECT c.oid, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname), c.relpersistence, coalesce(am.amname, ''),
-       coalesce(pg_relation_filenode(c.oid), 0), pg_relation_size(c.oid),
-       CASE WHEN c.reltoastrelid = 0 THEN 0 ELSE pg_relation_size(c.reltoastrelid) END,
-       coalesce(e.condition, ''), e.oid IS NOT NULL, has_table_privilege(c.oid, 'SELECT')
+       coalesce(pg_relation_filenode(c.oid), 0), CASE WHEN SIZES THEN pg_relation_size(c.oid) ELSE 0 END,
+       CASE WHEN SIZES AND c.reltoastrelid <> 0 THEN pg_relation_size(c.reltoastrelid) ELSE 0 END,
+       coalesce(e.condition, ''), e.oid IS NOT NULL,
+       has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE')
   FROM pg_catalog.pg_class c
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_catalog.pg_am am ON am.oid = c.relam
@@ -48,7 +49,9 @@ SELECT a.attrelid, a.attname, a.attnum, a.atttypid, a.atttypmod, a.attcollation,
 """
 
 _SEQUENCES = f"""
-SELECT c.oid, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname), has_table_privilege(c.oid, 'SELECT')
+SELECT c.oid, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname),
+       has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE')
+       AND NOT (c.relpersistence = 'u' AND pg_is_in_recovery())
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind = 'S' AND {_OURS}
    AND (NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d
@@ -134,10 +137,13 @@ class SequenceState:
     is_called: bool
 
 
-def read_tables(connection: Connection) -> list[Table]:
-    """Every table with rows of its own, by schema and name."""
+def read_tables(connection: Connection, *, sizes: bool = True) -> list[Table]:
+    """Every table with rows of its own, by schema and name.
+
+    sizes: measure them, which waits for whoever holds a table exclusively. Without, every table counts as empty.
+    """
     block_size = int(_value(connection, "SHOW block_size"))
-    rows = connection.execute(_TABLES.encode()).fetchall()
+    rows = connection.execute(_TABLES.replace("SIZES", "true" if sizes else "false").encode()).fetchall()
     columns: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
     for row in connection.execute(_COLUMNS, ([row[0] for row in rows],)):
         columns[row[0]].append(row[1:])
@@ -186,7 +192,9 @@ def _fingerprint(
 
 
 def read_sequences(connection: Connection) -> tuple[list[SequenceState], list[str]]:
-    """Where every sequence stands now (sequences are outside transactions), and the labels of those without right."""
+    """Where every sequence stands now (sequences are outside transactions), and the labels of those that cannot be
+    read: without right, or unlogged on a standby.
+    """
     rows = connection.execute(_SEQUENCES.encode()).fetchall()
     denied = [row[3] for row in rows if not row[4]]
     readable = [row for row in rows if row[4]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -193,8 +194,10 @@ def source_errors(server: Server, what: str = "") -> Iterator[None]:
 def _refused(error: psycopg.OperationalError) -> type[SourceError] | None:
     """Failures of connecting carry no code: libpq gives a text only."""
     text = str(error)
-    if "does not exist" in text and "database" in text:
+    if re.search(r'database ".*" does not exist', text):
         return SourceMissing
+    if re.search(r'role ".*" does not exist', text):
+        return SourceDenied
     if any(part in text for part in ("authentication failed", "no password supplied", "pg_hba.conf", "not permitted")):
         return SourceDenied
     return None
@@ -216,7 +219,7 @@ def target_errors(server: Server, what: str = "") -> Iterator[None]:
             hint="restore as the database's owner or a superuser",
         ) from error
     except psycopg.OperationalError as error:
-        kind = TargetDenied if _refused(error) else TargetUnavailable
+        kind = TargetDenied if _refused(error) is SourceDenied else TargetUnavailable
         raise kind(
             f"the target {server.name} cannot be used",
             why=place + text_of(error),

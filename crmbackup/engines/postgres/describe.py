@@ -154,7 +154,7 @@ def listing(connection: Connection, *, owners: bool = True) -> dict[str, dict[st
             if raw:
                 cursor.adapters.register_loader("text", _TextLoader)
             for name, definition in cursor.execute(text.encode()).fetchall():
-                found.setdefault(name, []).append(same_arrays(definition))
+                found.setdefault(name, []).append(same_names(same_arrays(definition)))
         # Two objects of one name would be a fault of ours; neither may hide the other.
         result[kind] = {name: "\n".join(sorted(definitions)) for name, definitions in sorted(found.items())}
     if raw:
@@ -215,3 +215,42 @@ def same_arrays(definition: str) -> str:
         lambda match: "ARRAY[" + ", ".join(f"({item})::{match[2]}" for item in _ELEMENT.findall(match[1])) + "]",
         definition,
     )
+
+
+# A UNION casts a constant or an expression that has no name to its column's type; that cast is shown without a name,
+# and once that text was read back, with the name that a cast has by itself: NULL::integer and NULL::integer AS int4.
+_SHOWN_AS = {
+    "integer": "int4",
+    "bigint": "int8",
+    "smallint": "int2",
+    "boolean": "bool",
+    "real": "float4",
+    "double precision": "float8",
+    "character": "bpchar",
+    "character varying": "varchar",
+    "bit varying": "varbit",
+    "timestamp with time zone": "timestamptz",
+    "timestamp without time zone": "timestamp",
+    "time with time zone": "timetz",
+    "time without time zone": "time",
+}
+_NAMED_CAST = re.compile(
+    r"""::((?:\\?"?\w+\\?"?\.)?(?:bit\ varying|character\ varying|double\ precision|\\?"?\w+\\?"?))
+        ((?:\([\d,]+\))?) ((?:\ with(?:out)?\ time\ zone)?) ((?:\[\])*)
+        \ AS\ (?:\\"(\w+)\\"|(\w+)) (?=,|;|\)|\ |\\n)""",
+    re.VERBOSE,
+)
+
+
+def same_names(definition: str) -> str:
+    """A query without the names that casts have by themselves."""
+    if "::" not in definition or " AS " not in definition:
+        return definition
+    return _NAMED_CAST.sub(_without_name, definition)
+
+
+def _without_name(match: re.Match[str]) -> str:
+    kind = match[1].replace('\\"', "").rpartition(".")[2] + match[3]
+    if _SHOWN_AS.get(kind, kind) != (match[5] or match[6]):
+        return match[0]
+    return f"::{match[1]}{match[2]}{match[3]}{match[4]}"

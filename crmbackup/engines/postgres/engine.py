@@ -54,7 +54,7 @@ class PostgresSource(SourceEngine):
             if unsupported:
                 reasons = "; ".join(f"{name}: {reason}" for name, reason in unsupported.items())
                 raise SourceError(f"{server.name} uses an extension that cannot be backed up", why=reasons)
-            tables = read_tables(connection)
+            tables = read_tables(connection, sizes=False)
             refuse_unreadable(server, tables)
         if not [table for table in tables if not table.extension]:
             raise SourceEmpty(

@@ -39,7 +39,7 @@ from crmbackup.engines.postgres.postmaster import (
 )
 from crmbackup.engines.postgres.programs import find_program
 
-PREFIX = "crmbackup-drill-pg-"
+PREFIX = "crmbackup-pg-"
 _LOCK, _LOG = "lock", "log"
 _POLL_SECONDS = 0.05
 _REMOVE_SECONDS = 5.0

@@ -1,14 +1,15 @@
 """Whether a table's slice is as the parent snapshot had it, told without reading it.
 
-A snapshot's horizon H is a transaction id below which every transaction had ended, durably, before the snapshot. A
+A snapshot's horizon H is its xmin: every transaction below had ended before the snapshot. A
 slice holds the same rows as in the parent if and only if it now shows no row written by a transaction at or above the
 parent's H, as many rows as then, and showed no row at or above the parent's H then either: rows of one version never
 change, and a version moves only with a new file. `docs/design.md` tells the whole argument.
 
-H is the smaller of the snapshot's xmin and of N, the last transaction of a *mark*: some empty transactions, each
-committed or rolled back as a random bit says. N is flushed, so no crash can make the server give an id below N again.
-The bits are how a later run knows the cluster again: a copy of it that went its own way has the same identifiers, but
-not the same fates of those transactions.
+All that the snapshot shows must be durable, or a crash could undo it. So a *mark* follows it: some empty transactions,
+each committed or rolled back as a random bit says. The last one, N, is flushed, and with it the log up to there: with
+every transaction that the snapshot shows, committed with synchronous_commit = off or not. No crash can make the server
+give an id up to N again. The bits are how a later run knows the cluster again: a copy of it that went its own way before
+the mark has the same identifiers, but not the same fates of those transactions.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Mark:
 class Position:
     """Where the cluster was. lsn in bytes of WAL; next_xid with epoch; standby: no transaction can be made there.
 
-    horizon: H, and None on a standby. quiet: no transaction but the mark's own lay between H and the snapshot, so no row
-    of it can be at or above H.
+    horizon: H, and None on a standby. quiet: no transaction lay between H and the snapshot, so no row of it can be at or
+    above H.
     """
 
     system: str
@@ -101,21 +102,29 @@ def make_mark(connection: Connection) -> Mark:
 
 
 def read_position(connection: Connection, mark: Mark | None) -> Position:
-    """Within the snapshot's transaction."""
+    """Within the snapshot's transaction. mark: made after the snapshot was taken, None on a standby."""
     standby = in_recovery(connection)
     lsn = "pg_catalog.pg_last_wal_replay_lsn()" if standby else "pg_catalog.pg_current_wal_insert_lsn()"
+    # The control file tells the timeline of the last checkpoint, which after a promotion is the one before.
+    timelines = (
+        "SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()"
+        if standby
+        else (
+            "SELECT ('x' || pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8))::bit(32)::int"
+        )
+    )
     system, timeline, database, at, xmin, xmax = _row(
         connection,
         f"""
         SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()),
-               (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()),
+               ({timelines}),
                (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()),
                ({lsn} - '0/0'::pg_lsn)::bigint,
                pg_catalog.txid_snapshot_xmin(pg_catalog.txid_current_snapshot()),
                pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot())""",
     )
-    horizon = min(mark.last, xmin) if mark else None
-    quiet = mark is not None and horizon == mark.last and xmax == mark.last + 1
+    horizon = xmin if mark else None
+    quiet = mark is not None and xmin == xmax
     return Position(system, timeline, int(database), at or 0, xmax, standby, horizon, quiet, mark)
 
 

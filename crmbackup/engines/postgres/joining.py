@@ -29,10 +29,13 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 #: Tables in one LOCK statement.
 _BATCH = 400
+_LABELS = """
+SELECT e.oid, ARRAY[pg_catalog.format_type(e.enumtypid, NULL), e.enumlabel::text] FROM pg_catalog.pg_enum e
+"""
 _TRIES = 20
 _PAUSE = 0.2
 #: One wait for a lock. Waiting for us blocks those who come after the one that we wait for, so it is short.
-_LOCK_WAIT = 3.0
+LOCK_WAIT = 3.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,6 @@ class Moment:
 @contextmanager
 def joined(workers: Workers, server: Server, lock_seconds: float, clock: Clock) -> Iterator[Moment]:
     """All workers in one read-only transaction each, of the same snapshot. Raises SourceError kinds."""
-    mark = _mark(server)
     deadline = clock.monotonic() + lock_seconds
     tries = 0
     while True:
@@ -57,7 +59,7 @@ def joined(workers: Workers, server: Server, lock_seconds: float, clock: Clock) 
             connection = connect(server)
         with closing(connection):
             try:
-                moment = _attempt(workers, server, connection, mark, clock)
+                moment = _attempt(workers, server, connection, clock)
             except SourceLocked:
                 if clock.monotonic() >= deadline:
                     raise
@@ -65,7 +67,8 @@ def joined(workers: Workers, server: Server, lock_seconds: float, clock: Clock) 
             if moment:
                 yield moment
                 with source_errors(server):
-                    connection.execute("SELECT 1")  # the transaction, and with it the locks, held to the end
+                    # That also shows that the transaction, and with it the locks, held to the end.
+                    _refuse_renamed_labels(server, connection)
                 workers.each(reader.leave)
                 return
         workers.each(reader.leave)
@@ -80,21 +83,19 @@ def joined(workers: Workers, server: Server, lock_seconds: float, clock: Clock) 
 
 
 def _mark(server: Server) -> Mark | None:
-    """None on a standby."""
+    """After the snapshot was taken: what it shows is then durable. None on a standby."""
     with source_errors(server), closing(connect(server)) as connection:
         return None if in_recovery(connection) else make_mark(connection)
 
 
-def _attempt(
-    workers: Workers, server: Server, connection: Connection, mark: Mark | None, clock: Clock
-) -> Moment | None:
+def _attempt(workers: Workers, server: Server, connection: Connection, clock: Clock) -> Moment | None:
     """None when the tables changed meanwhile."""
     with source_errors(server):
-        before = read_tables(connection)
+        before = read_tables(connection, sizes=False)
         refuse_unreadable(server, before)
         locks = _lock_statements(before)
         try:
-            reader.begin(connection, _LOCK_WAIT)
+            reader.begin(connection, LOCK_WAIT)
             for lock in locks:
                 connection.execute(lock.encode(connection.info.encoding))
         except (pg.UndefinedTable, pg.InvalidSchemaName, pg.WrongObjectType):
@@ -105,9 +106,29 @@ def _attempt(
         tables = read_tables(connection)
         if _identities(tables) != _identities(before):
             return None
+    mark = _mark(server)
+    with source_errors(server):
         position = read_position(connection, mark)
-    workers.each(reader.join, server, str(row[0]), locks, _LOCK_WAIT)
+    workers.each(reader.join, server, str(row[0]), locks, LOCK_WAIT)
     return Moment(connection, str(row[0]), captured, position, tables)
+
+
+def _refuse_renamed_labels(server: Server, connection: Connection) -> None:
+    """Types are not locked, and labels are printed as they are now, not as the snapshot has them."""
+    before = _labels(connection)
+    with closing(connect(server)) as other:
+        now = _labels(other)
+    renamed = sorted({before[oid][0] for oid in before.keys() & now.keys() if before[oid] != now[oid]})
+    if renamed:
+        raise SourceChanged(
+            f"values of {server.name} changed their names while they were read",
+            why=f"labels of {', '.join(renamed)} were renamed (ALTER TYPE ... RENAME VALUE)",
+            hint="back up when no migration runs",
+        )
+
+
+def _labels(connection: Connection) -> dict[Any, Any]:
+    return {row[0]: row[1] for row in connection.execute(_LABELS)}
 
 
 def refuse_unreadable(server: Server, tables: list[Table]) -> None:

@@ -8,6 +8,7 @@ import json
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,7 +70,9 @@ def save_memory(directory: Path, position: Position, tables: Iterable[tuple[int,
     }
     path = directory / _FILE
     try:
-        path.write_text(json.dumps(fields), "ascii")
+        text = json.dumps(fields)
+        # One wrong digit in there could make rows that changed look old.
+        path.write_text(f"{_digest(text)}\n{text}", "ascii")
     except OSError as error:
         raise local_error(error, f"write {path}") from error
 
@@ -77,7 +80,10 @@ def save_memory(directory: Path, position: Position, tables: Iterable[tuple[int,
 def load_memory(directory: Path) -> Memory:
     """Read it back. Raises MemoryLostError."""
     try:
-        fields = json.loads((directory / _FILE).read_text("ascii"))
+        digest, _, text = (directory / _FILE).read_text("ascii").partition("\n")
+        if digest != _digest(text):
+            raise MemoryLostError("this host's memory of the last snapshot is damaged")
+        fields = json.loads(text)
         if fields["version"] != _VERSION:
             raise MemoryLostError("this host's memory of the last snapshot is from another version")
         tables = {
@@ -87,6 +93,10 @@ def load_memory(directory: Path) -> Memory:
         return Memory(Position.from_json(fields["position"]), tables)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, binascii.Error) as error:
         raise MemoryLostError("this host's memory of the last snapshot cannot be read") from error
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode("ascii"), digest_size=16).hexdigest()
 
 
 def _slices(text: str) -> tuple[SliceMemory, ...]:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from crmbackup.engines.postgres import restore_clean as clean
 from crmbackup.engines.postgres import restore_data as data
 from crmbackup.engines.postgres import restore_finish as finishing
 from crmbackup.engines.postgres.connection import Server, connect, quoted, target_errors
-from crmbackup.engines.postgres.layout import image_digest
+from crmbackup.engines.postgres.ephemeral import private_place, remove_leftovers
+from crmbackup.engines.postgres.layout import TableLayout, image_digest
 from crmbackup.engines.postgres.programs import Program
 from crmbackup.engines.postgres.records import LARGE_OBJECTS
 from crmbackup.engines.postgres.restore_plan import Plan, choose_entries
@@ -64,14 +66,16 @@ class PostgresRestore(Restore):
         self._holder: Connection | None = None
         self._program: Program | None = None
         self._entries: list[Entry] = []
+        self._tables: list[TableLayout] = []
         #: Statements that give a neutral database what was taken from it.
         self.neutralised: list[str] = []
-        try:
-            self._directory = Path(tempfile.mkdtemp(prefix="crmbackup-restore-"))
-            self._alive = self._directory / "alive"
-            self._alive.touch(0o600)
-        except OSError as error:
-            raise local_error(error, "create a temporary directory") from error
+        # The archive's definitions may hold passwords of user mappings: what a killed run left of them goes first.
+        temporary = Path(tempfile.gettempdir())
+        remove_leftovers(temporary)
+        self._place = ExitStack()
+        self._directory = self._place.enter_context(private_place(temporary, None)).path
+        self._alive = self._directory / "alive"
+        self._alive.touch(0o600)
         self._session = data.Session(
             plan.server,
             f"crmbackup-restore-{secrets.token_hex(8)}",
@@ -184,11 +188,9 @@ class PostgresRestore(Restore):
         plan = self._plan
         loads: dict[int, list[data.Load]] = defaultdict(list)
         encoding = str(plan.layout.database["encoding"])
-        restored = self._existing() if plan.wanted is not None or plan.neutral else None
-        for table in plan.tables:
-            into = (table.schema, table.name)
-            if table.root and (restored is None or quoted(*table.root) in restored):
-                into = table.root
+        self._tables = self._without_left_out() if plan.neutral else list(plan.tables)
+        for table in self._tables:
+            into = table.root or (table.schema, table.name)
             columns = f" ({', '.join(map(quoted, table.columns))})" if table.columns else ""
             for part in table.parts:
                 # The bytes are the source's, whatever the encodings of this session and of the target.
@@ -201,15 +203,22 @@ class PostgresRestore(Restore):
                 )
         return {number: data.Loads(self._session, tuple(found)) for number, found in loads.items()}
 
-    def _existing(self) -> set[str]:
-        """Quoted names of the tables that are there."""
+    def _without_left_out(self) -> list[TableLayout]:
+        """The tables without those of extensions that a drill leaves out."""
         assert self._holder is not None
         with target_errors(self._plan.server):
             rows = self._holder.execute(
                 "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c"
-                " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p')"
+                " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r'"
             ).fetchall()
-        return {quoted(schema, name) for schema, name in rows}
+        there = set(rows)
+        result = []
+        for table in self._plan.tables:
+            if table.extension and (table.schema, table.name) not in there:
+                self._emit(Notice(f"without its extension, table {table.label} does not come back in the drill"))
+            else:
+                result.append(table)
+        return result
 
     def commit(self, placed: Mapping[int, object], workers: Workers) -> None:
         plan, server = self._plan, self._plan.server
@@ -283,7 +292,7 @@ class PostgresRestore(Restore):
         """Every table took as many rows as the snapshot says."""
         plan = self._plan
         expected: Counter[str] = Counter()
-        for table in plan.tables:
+        for table in self._tables:
             expected[f"table {table.label}"] += sum(part.rows for part in table.parts)
         if self._with_large_objects:
             expected[LARGE_OBJECTS] += sum(part.rows for part in plan.layout.large_object_parts)
@@ -303,20 +312,20 @@ class PostgresRestore(Restore):
         data.leave()
         workers.each(data.leave)
 
-    def close(self) -> None:
-        """Take everything back unless it was committed. Raises TargetError when that fails."""
+    def close(self, because: BaseException | None = None) -> None:
+        """Take everything back unless it was committed. because: why it was not. Raises TargetError when that fails."""
         data.leave()
         # First the file that lets workers write, then their sessions: none can begin again.
         self._alive.unlink(missing_ok=True)
         try:
             if not self._committed:
-                self._take_back()
+                self._take_back(because)
         finally:
             if self._holder is not None:
                 self._holder.close()
-            shutil.rmtree(self._directory, ignore_errors=True)
+            self._place.close()
 
-    def _take_back(self) -> None:
+    def _take_back(self, because: BaseException | None) -> None:
         server = self._plan.server
         try:
             if self._created:
@@ -334,7 +343,7 @@ class PostgresRestore(Restore):
         except CrmBackupError as error:
             raise TargetError(
                 f"what was restored to {server.name} so far could not be removed again",
-                why=f"{error.what}: {error.why}" if error.why else error.what,
+                why=f"{error}; the restore had ended because: {because or 'it was not finished'}",
                 hint=f"the schema {clean.MARK} in it says that it is not whole; the next restore to it removes it",
             ) from error
 

@@ -29,7 +29,10 @@ _BLOCK = 1024 * 1024
 
 @dataclass(frozen=True)
 class Session:
-    """How a worker connects. token: names the sessions of one restore. alive: a file that exists as long as the restore does. replica: triggers and foreign keys do not fire."""
+    """How a worker connects. token: names the sessions of one restore. alive: a file that exists as long as it goes on.
+
+    replica: triggers and foreign keys do not fire.
+    """
 
     server: Server
     token: str

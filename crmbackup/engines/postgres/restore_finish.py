@@ -9,7 +9,7 @@ import psycopg
 from psycopg import errors as pg
 from psycopg import sql as psql
 
-from crmbackup.core.events import Emit, Notice
+from crmbackup.core.events import Emit, Notice, Warned
 from crmbackup.engines.base import Workers
 from crmbackup.engines.postgres.connection import Server, quoted, target_errors, text_of
 from crmbackup.engines.postgres.layout import LargeObject, SequenceLayout
@@ -72,31 +72,48 @@ def set_sequences(connection: Connection, sequences: Sequence[SequenceLayout]) -
 
 
 def refresh(connection: Connection, server: Server, labels: Sequence[str], emit: Emit, *, neutral: bool) -> None:
-    """Fill materialised views, in order. neutral: leave out what cannot be filled without another server.
+    """Fill materialised views, in order. One that reads a foreign table stays empty where that fails, with a warning;
+    neutral: always.
 
     Raises TargetError kinds.
     """
-    codec = connection.info.encoding
     # A view's owner may be subject to policies: they then apply, as they did when it was filled.
     connection.execute("SET row_security = on")
-    without: set[str] = _over_foreign(connection) if neutral else set()
+    over_foreign = _over_foreign(connection)
     for label in labels:
-        if label in without:
+        if neutral and label in over_foreign:
             emit(
                 Notice(f"materialized view {label} stays empty: it needs a foreign table, and a drill reaches nothing")
             )
             continue
-        text = f"REFRESH MATERIALIZED VIEW {label}".encode(codec)
         with target_errors(server, f"materialized view {label}"):
             try:
-                connection.execute(text)
-            except (pg.UndefinedTable, pg.UndefinedFunction, pg.UndefinedObject) as error:
-                # A function that it calls names others without their schema: it needs the search path of a usual session.
-                emit(Notice(f"materialized view {label} needs the usual search_path: {text_of(error)}"))
-                connection.execute("RESET search_path")
-                connection.execute(text)
-                connection.execute("SET search_path = ''")
+                _refresh(connection, label, emit)
+            except psycopg.Error as error:
+                if label not in over_foreign:
+                    raise
+                emit(
+                    Warned(
+                        "matview-empty",
+                        f"materialized view {label} stays empty: {text_of(error)}",
+                        "refresh it when the foreign server can be reached",
+                    )
+                )
     connection.execute("SET row_security = off")
+
+
+def _refresh(connection: Connection, label: str, emit: Emit) -> None:
+    text = f"REFRESH MATERIALIZED VIEW {label}".encode(connection.info.encoding)
+    try:
+        connection.execute(text)
+    except (pg.UndefinedTable, pg.UndefinedFunction, pg.UndefinedObject) as error:
+        # A function that it calls names others without their schema: it needs the search path of a usual session.
+        emit(Notice(f"materialized view {label} needs the usual search_path: {text_of(error)}"))
+        connection.execute("RESET search_path")
+        try:
+            connection.execute(text)
+        finally:
+            connection.execute("SET search_path = ''")
 
 
 def _over_foreign(connection: Connection) -> set[str]:

@@ -16,19 +16,24 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 def find_tables(layout: Layout, names: Sequence[str]) -> tuple[TableLayout, ...]:
-    """The tables of these names, each "schema.table", quoted or not, or the name alone. Raises UsageError."""
-    found: dict[str, TableLayout] = {}
-    for name in names:
-        table = _find(layout, name)
-        found[table.label] = table
-    return tuple(found.values())
+    """The tables of these names, each "schema.table", quoted or not, or the name alone. Raises UsageError.
+
+    Of a table that is partitioned by the hash of an enum all partitions come, whichever is named: their rows lie in
+    others after a restore.
+    """
+    found = {table.label: table for name in names for table in _find(layout, name)}
+    roots = {table.root for table in found.values() if table.root}
+    return tuple(table for table in layout.tables if table.label in found or (table.root and table.root in roots))
 
 
-def _find(layout: Layout, name: str) -> TableLayout:
+def _find(layout: Layout, name: str) -> list[TableLayout]:
     full = [table for table in layout.tables if name in (table.label, f"{table.schema}.{table.name}")]
     matches = full or [table for table in layout.tables if name == table.name]
     if len(matches) == 1:
-        return matches[0]
+        return matches
+    below = [table for table in layout.tables if table.root and name in (".".join(table.root), table.root[1])]
+    if below and not matches:
+        return below
     if matches:
         raise UsageError(
             f"the snapshot has more than one table {name}",
@@ -42,7 +47,7 @@ def _find(layout: Layout, name: str) -> TableLayout:
         why=f"similar ones: {', '.join(near)}"
         if near
         else f"it has {len(layout.tables)} tables, none of a similar name",
-        hint="names are as the database holds them: `crmbackup show` lists them",
+        hint="names are as the database holds them; of a partitioned table name the partitions",
     )
 
 

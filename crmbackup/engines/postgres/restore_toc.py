@@ -150,6 +150,10 @@ def choose_tables(entries: Sequence[Entry], wanted: Collection[str], needs: Mapp
     closure = _Closure(entries, needs)
     asked = {entry.id for entry in entries if entry.key in wanted and entry.kind in _RELATIONS}
     closure.add_all(asked)
+    there = {entry.key for entry in entries}
+    for key in wanted:
+        if key not in there:
+            closure.add_all(list(closure.needed(key)))  # an extension makes it
     left_out = closure.join(asked)
     # Of what is left out nothing may be said either.
     chosen = without([entry for entry in entries if entry.id in closure.chosen], left_out)
@@ -188,12 +192,16 @@ class _Closure:
 
     def _following(self, entry: Entry) -> Iterator[int]:
         yield from entry.needs
-        for key in self._needs.get(entry.key, ()):
-            found = self._by_key.get(key)
-            if found and found.kind not in _JOINING:
-                yield found.id
+        yield from self.needed(entry.key)
         for part in self._parts[entry.id]:
             yield part.id
+
+    def needed(self, key: str) -> Iterator[int]:
+        """What the catalogs say that this one needs."""
+        for other in self._needs.get(key, ()):
+            found = self._by_key.get(other)
+            if found and found.kind not in _JOINING:
+                yield found.id
 
     def join(self, filled: Collection[int]) -> set[int]:
         """Add what joins two tables where both are chosen; gives the ids of what joins one to another that is not.

@@ -78,7 +78,7 @@ def verify(
     with source_errors(server), closing(connect(server)) as connection:
         version = connection.info.server_version
         codec = connection.info.encoding
-        connection.execute("BEGIN")
+        connection.execute("BEGIN READ WRITE")  # whatever the database was told to begin with
         for text in neutralised:
             connection.execute(text.encode(codec))
         schema = describe(connection, owners=owners)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import psycopg
 from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus
+from psycopg.pq import ConnStatus, ExecStatus
+from psycopg.pq.abc import PGresult
 from xxhash import xxh3_128_intdigest
 
 ALGORITHM = "copy-xxh3-sum-1"
@@ -41,7 +42,7 @@ def copy_out(connection: psycopg.Connection[tuple[object, ...]], sql: str) -> It
     own = connection.info.parameter_status("server_encoding")
     begun = pgconn.exec_(f"{sql} (ENCODING '{own}')".encode(encoding))
     if begun.status != ExecStatus.COPY_OUT:
-        raise error_from_result(begun, encoding=encoding)
+        raise _failure(connection, begun)
     readable = select.poll()
     readable.register(pgconn.socket, select.POLLIN)
     take, lines, size = pgconn.get_copy_data, [], 0
@@ -63,7 +64,15 @@ def copy_out(connection: psycopg.Connection[tuple[object, ...]], sql: str) -> It
         yield _piece(lines)
     while ended := pgconn.get_result():
         if ended.status != ExecStatus.COMMAND_OK:
-            raise error_from_result(ended, encoding=encoding)
+            raise _failure(connection, ended)
+
+
+def _failure(connection: psycopg.Connection[tuple[object, ...]], result: PGresult) -> psycopg.Error:
+    """A cut connection leaves a result without a code: it must be told from what the server says of a statement."""
+    error = error_from_result(result, encoding=connection.info.encoding)
+    if connection.pgconn.status == ConnStatus.BAD and not isinstance(error, psycopg.OperationalError):
+        return psycopg.OperationalError(str(error))
+    return error
 
 
 def _piece(lines: list[memoryview]) -> Piece:

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from crmbackup.core.clock import Clock
-from crmbackup.core.events import Emit, Notice, PhaseEnded
+from crmbackup.core.events import Emit, Notice, PhaseEnded, Warned
 from crmbackup.engines.base import Image, Parent, Slice, Snapshot, SourceInfo, Workers
 from crmbackup.engines.postgres.archive import ArchiveSlice, Archiving
 from crmbackup.engines.postgres.catalog import read_matviews, read_omissions, read_sequences
 from crmbackup.engines.postgres.connection import Server, encoding_of, source_errors
 from crmbackup.engines.postgres.describe import describe
 from crmbackup.engines.postgres.horizon import why_unrelated
-from crmbackup.engines.postgres.joining import Moment
+from crmbackup.engines.postgres.joining import LOCK_WAIT, Moment
 from crmbackup.engines.postgres.large_objects import GROUP, read_large_objects
 from crmbackup.engines.postgres.layout import (
     Layout,
@@ -41,6 +41,7 @@ from crmbackup.engines.postgres.roles import read_database, read_roles
 
 #: Where the archive of definitions is written before it is shipped, in the state directory.
 _ARCHIVE = "definitions.dump"
+_NOT_HERE = "the rows of unlogged tables are on the primary server only; they come back empty"
 
 
 class PostgresSnapshot(Snapshot):
@@ -79,7 +80,8 @@ class PostgresSnapshot(Snapshot):
         with source_errors(server):
             self._large_objects = read_large_objects(moment.connection)
             self._schema = describe(moment.connection)
-        self._archiving = Archiving(program, server, moment.snapshot, state / _ARCHIVE, lock_seconds)
+        wait = min(lock_seconds, LOCK_WAIT)
+        self._archiving = Archiving(program, server, moment.snapshot, state / _ARCHIVE, wait)
         self.info = self._describe()
 
     def _usable(self, parent: Parent | None) -> ParentTables | None:
@@ -183,7 +185,11 @@ class PostgresSnapshot(Snapshot):
             database = read_database(connection)
             roles = read_roles(connection, passwords=self._passwords)
             needs = read_needs(connection, moment.tables)
-        omitted += [(f"sequence {label}", "the user may not read where it stands") for label in denied]
+        omitted += self._left_out()
+        omitted += [
+            (f"sequence {label}", "where it stands cannot be read: a right is missing, or it is unlogged on a standby")
+            for label in denied
+        ]
         if not self._passwords:
             omitted.append(("passwords of roles", "roles come back without; source.passwords: true carries the hashes"))
         tables = [
@@ -224,6 +230,15 @@ class PostgresSnapshot(Snapshot):
         records += [matview_record(label) for label in matviews]
         self._remember()
         return Image(encode_layout(layout), chunks, image_digest(layout), records, omitted)
+
+    def _left_out(self) -> list[tuple[str, str]]:
+        """On a standby unlogged tables have no rows, whatever the primary has in them."""
+        if not self._moment.position.standby:
+            return []
+        labels = [table.label for table in self._moment.tables if table.persistence == "u"]
+        for label in labels:
+            self._emit(Warned("unlogged-on-standby", f"the rows of table {label} are not backed up", _NOT_HERE))
+        return [(f"unlogged table {label}", _NOT_HERE) for label in labels]
 
     def _remember(self) -> None:
         self._archiving.stop()

@@ -105,9 +105,7 @@ class PostgresTargetEngine(TargetEngine):
         place = server.at(name)
         with target_errors(server), closing(connect(server.at(MAINTENANCE))) as connection:
             empty = not exists(connection, name)
-            missing = missing_roles(connection, layout)
-        roles = "ignore" if missing else "restore"
-        target = PostgresTarget(place, RestoreOptions(create=True, roles=roles), self._programs, neutral=True)
+        target = PostgresTarget(place, RestoreOptions(create=True), self._programs, neutral=True)
 
         def gone() -> bool:
             with suppress(CrmBackupError), target_errors(server), closing(connect(server.at(MAINTENANCE))) as looking:
@@ -123,11 +121,6 @@ class PostgresTargetEngine(TargetEngine):
                     "a database that was made for this drill and is dropped after it; the server has others",
                     "subscriptions stay disabled; event triggers are disabled",
                     "foreign data wrappers are without their handlers, so that no foreign server is asked",
-                    *(
-                        (f"owners and rights were left out: the server lacks the roles {', '.join(missing)}",)
-                        if missing
-                        else ()
-                    ),
                 ),
                 empty_before=empty,
                 gone=gone,
@@ -206,9 +199,11 @@ class PostgresTarget(Target):
         restore = PostgresRestore(plan, emit)
         try:
             yield restore
-        finally:
-            restore.close()
-            self._neutralised = restore.neutralised
+        except BaseException as error:
+            restore.close(error)
+            raise
+        restore.close()
+        self._neutralised = restore.neutralised
 
     def verify(
         self, workers: Workers, tables: Sequence[TableRecord], properties: Mapping[str, Any], emit: Emit
