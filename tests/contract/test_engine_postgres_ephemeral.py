@@ -100,7 +100,7 @@ def test_after_an_exception_nothing_is_left(place: Path) -> None:
     seen: list[tuple[PrivateServer, psutil.Process]] = []
 
     def use() -> None:
-        with private_server(place, 15, None) as server:
+        with private_server(place, 18, None) as server:
             seen.append((server, postmaster(server.directory)))
             with connect(server) as connection:  # a session that is open must not hold it up
                 connection.execute("CREATE TABLE contacts AS SELECT generate_series(1, 1000)")
@@ -133,7 +133,7 @@ def test_a_killed_owner_takes_the_server_along_and_the_next_start_removes_the_fi
         process.resume()
         wait_until(lambda: not any(map(alive, family)), "the end of the server")
     assert directory.exists()
-    with private_server(place, 15, None) as server:
+    with private_server(place, 18, None) as server:
         assert list(place.iterdir()) == [server.directory]
     assert not socket.exists()
 
@@ -152,7 +152,7 @@ def test_directories_of_that_name_that_are_not_ours_to_remove_stay(place: Path) 
 def test_any_directory_will_do(place: Path, name: str) -> None:
     directory = place / name
     directory.mkdir()
-    with private_server(directory, 15, None) as server:
+    with private_server(directory, 18, None) as server:
         assert server.directory.parent == directory
         with connect(server) as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
@@ -162,7 +162,7 @@ def test_any_directory_will_do(place: Path, name: str) -> None:
 
 def test_settings_of_the_caller_win(place: Path) -> None:
     settings = {"max_connections": "23", "cluster_name": "it's \\ mine"}
-    with private_server(place, 15, None, settings=settings) as server, connect(server) as connection:
+    with private_server(place, 18, None, settings=settings) as server, connect(server) as connection:
         for name, value in settings.items():
             assert connection.execute(f"SHOW {name}".encode()).fetchone() == (value,)
 
@@ -170,7 +170,7 @@ def test_settings_of_the_caller_win(place: Path) -> None:
 def test_a_start_that_fails_tells_why_and_leaves_nothing(place: Path) -> None:
     with (
         pytest.raises(LocalError, match=r"does not start.*no_such_setting"),
-        private_server(place, 15, None, settings={"no_such_setting": "1"}),
+        private_server(place, 18, None, settings={"no_such_setting": "1"}),
     ):
         pass
     assert list(place.iterdir()) == []
@@ -182,10 +182,10 @@ def test_a_version_that_is_not_installed_is_named(place: Path) -> None:
 
 
 def test_a_directory_that_cannot_be_used_is_refused(place: Path) -> None:
-    with pytest.raises(LocalError, match="No such file"), private_server(place / "absent", 15, None):
+    with pytest.raises(LocalError, match="No such file"), private_server(place / "absent", 18, None):
         pass
     place.chmod(0o600)
-    with pytest.raises(LocalDenied), private_server(place, 15, None):
+    with pytest.raises(LocalDenied), private_server(place, 18, None):
         pass
     place.chmod(0o755)
     assert list(place.iterdir()) == []
@@ -193,7 +193,7 @@ def test_a_directory_that_cannot_be_used_is_refused(place: Path) -> None:
 
 def test_an_environment_that_leads_elsewhere_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGHOSTADDR", "192.0.2.1")
-    with pytest.raises(LocalError, match=r"192\.0\.2\.1.*PGHOSTADDR"), private_server(place, 15, None):
+    with pytest.raises(LocalError, match=r"192\.0\.2\.1.*PGHOSTADDR"), private_server(place, 18, None):
         pass
     assert list(place.iterdir()) == []
 
@@ -202,7 +202,7 @@ def test_what_a_restored_database_runs_sees_no_secret_and_no_other_server(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CRM_PASSWORD", "hunter2")
-    with running_server(15) as other, private_server(place, 15, None) as server, connect(server) as connection:
+    with running_server(15) as other, private_server(place, 18, None) as server, connect(server) as connection:
         assert not any("hunter2" in line for line in shell(connection, "env"))
         connection.execute("CREATE EXTENSION dblink")
         own = connection.execute("SHOW data_directory").fetchone()
