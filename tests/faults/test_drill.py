@@ -103,7 +103,14 @@ def test_a_good_snapshot_passes_with_nothing_of_the_local_state(site: Site) -> N
         "image_digest",
         "virtual table search",
     }
-    assert {timing.phase for timing in report.timings} == {"keys", "locate", "restore", "verify", "assertions"}
+    assert {timing.phase for timing in report.timings} == {
+        "keys",
+        "locate",
+        "prepare",
+        "restore",
+        "verify",
+        "assertions",
+    }
     assert report.target is not None
     assert report.target.destroyed
 
