@@ -11,17 +11,20 @@ to the byte, in docs/design.md.
 
 A SQLite snapshot becomes the database file. A PostgreSQL snapshot becomes a directory OUT: definitions.dump (an archive
 for pg_restore), one file of COPY text for each table, sequences.sql, large_objects.copy, and LOAD.txt, which says what
-to type to load them into an empty database.
+to type to load them into an empty database. A MySQL or MariaDB snapshot becomes such a directory too: one .tsv file for each table,
+load.sql, which makes everything when the mysql or mariadb client runs it, and LOAD.txt.
 """
 
 import base64
 import hashlib
 import json
 import os
+import re
 import struct
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -165,30 +168,46 @@ def quoted(*names: str) -> str:
     return ".".join('"' + name.replace('"', '""') + '"' for name in names)
 
 
-def write_postgres(root: Path, header: dict[str, Any], body: dict[str, Any], keys: Keys, out: Path) -> None:
-    """Chunks hold whole lines, so those of a table may stand in any order; those of the archive may not."""
-    layout = body["layout"]
+def write_rows(
+    root: Path,
+    header: dict[str, Any],
+    body: dict[str, Any],
+    keys: Keys,
+    out: Path,
+    files: dict[str, str],
+    other: list[int],
+) -> bytes:
+    """Each file with the rows of its parts; and the content of the `other` chunks, in order.
+
+    Chunks hold whole lines, so those of a table may stand in any order.
+    """
     out.mkdir(mode=0o700)
-    files = {f"table-{number:05}.copy": table["parts"] for number, table in enumerate(layout["tables"])}
-    files["large_objects.copy"] = layout["large_object_parts"]
-    owners: dict[int, Any] = dict.fromkeys(layout["archive"])
+    owners: dict[int, Any] = dict.fromkeys(other)
     rows = dict.fromkeys(files, 0)
     for name, parts in files.items():
         (out / name).touch(mode=0o600)
         for chunk, count, _checksum in struct.iter_unpack("<II16s", base64.b64decode(parts)):
-            owners[chunk] = (*owners.get(chunk, ()), name)
+            owners[chunk] = (*(owners.get(chunk) or ()), name)
             rows[name] += count
-    archive = {}
+    found = {}
     for number, content in read_chunks(root, header, body, keys, owners):
         if owners[number] is None:
-            archive[number] = content
+            found[number] = content
         for name in owners[number] or ():
             with (out / name).open("ab") as stream:
                 stream.write(content)
-    (out / "definitions.dump").write_bytes(b"".join(archive[number] for number in layout["archive"]))
     for name, count in rows.items():
         if sum(block.count(b"\n") for block in blocks(out / name)) != count:
             fail(f"{name} does not have its {count} rows")
+    return b"".join(found[number] for number in other)
+
+
+def write_postgres(root: Path, header: dict[str, Any], body: dict[str, Any], keys: Keys, out: Path) -> None:
+    layout = body["layout"]
+    files = {f"table-{number:05}.copy": table["parts"] for number, table in enumerate(layout["tables"])}
+    files["large_objects.copy"] = layout["large_object_parts"]
+    archive = write_rows(root, header, body, keys, out, files, layout["archive"])
+    (out / "definitions.dump").write_bytes(archive)
     encoding = layout["database"]["encoding"]
     sequences = [
         f"SELECT setval('{quoted(schema, name).replace(chr(39), chr(39) * 2)}'::regclass, {last}, {str(called).lower()});"
@@ -215,13 +234,123 @@ def write_postgres(root: Path, header: dict[str, Any], body: dict[str, Any], key
     (out / "LOAD.txt").write_text("\n".join(lines) + "\n")
 
 
+def backticked(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+#: What MySQL calls a character set, for Python. Its latin1 is that of Windows.
+CODECS = {"latin1": "cp1252", "latin2": "iso8859-2", "greek": "iso8859-7", "koi8r": "koi8-r", "cp1251": "cp1251"}
+
+
+def encoded(text: str, charset: str) -> tuple[bytes, str]:
+    """A statement as a client of that character set sends it, and the one that it is sent in."""
+    codec = "utf-8" if charset.startswith("utf8") or text.isascii() else CODECS.get(charset)
+    try:
+        return (text.encode(codec), charset) if codec else (text.encode(), "utf8mb4")
+    except UnicodeError:
+        return text.encode(), "utf8mb4"
+
+
+def script(objects: list[dict[str, Any]], change: Callable[[str], str] = str) -> bytes:
+    """Statements that make objects, each under the settings that it was made under."""
+    parts = []
+    for each in objects:
+        settings = {"sql_mode": MODE, "character_set_client": "utf8mb4", **each["settings"]}
+        text = change(each["create"])
+        statement, settings["character_set_client"] = encoded(text, settings["character_set_client"])
+        end = "$$"
+        while end in text:
+            end += "$"
+        sets = "".join(f"SET {name} = '{value}';\n" for name, value in settings.items())
+        parts.append(f"{sets}DELIMITER {end}\n".encode() + statement + f"\n{end}\nDELIMITER ;\n".encode())
+    return b"".join(parts)
+
+
+MODE = "NO_AUTO_VALUE_ON_ZERO"
+LOADED = {"number": "CAST({} AS UNSIGNED)", "text": "CONVERT({} USING utf8mb4)"}
+
+
+def by_use(views: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Views in an order in which each stands behind those that its text names."""
+    ordered: dict[str, dict[str, Any]] = {}
+    open_ones: set[str] = set()
+
+    def place(view: dict[str, Any]) -> None:
+        if view["name"] in ordered or view["name"] in open_ones:
+            return
+        open_ones.add(view["name"])
+        for other in views:
+            if backticked(other["name"]) in view["create"]:
+                place(other)
+        ordered[view["name"]] = view
+
+    for view in views:
+        place(view)
+    return list(ordered.values())
+
+
+def load_data(file: str, table: dict[str, Any]) -> str:
+    names, sets = [], []
+    for number, (name, how) in enumerate(table["columns"]):
+        names.append(f"@v{number}" if how else backticked(name))
+        if how:
+            sets.append(f"{backticked(name)} = {LOADED[how].format(f'@v{number}')}")
+    text = (
+        f"LOAD DATA LOCAL INFILE '{file}' INTO TABLE {backticked(table['name'])} CHARACTER SET binary"
+        f" FIELDS TERMINATED BY '\\t' ESCAPED BY '\\\\' LINES TERMINATED BY '\\n' ({', '.join(names)})"
+        + (f" SET {', '.join(sets)}" if sets else "")
+    )
+    history = "SET system_versioning_insert_history = {};"
+    return "\n".join([history.format(1), f"{text};", history.format(0)] if table["history"] else [f"{text};"])
+
+
+def write_mysql(root: Path, header: dict[str, Any], body: dict[str, Any], keys: Keys, out: Path) -> None:
+    layout = body["layout"]
+    files = {f"table-{number:05}.tsv": table["parts"] for number, table in enumerate(layout["tables"])}
+    definitions = json.loads(write_rows(root, header, body, keys, out, files, layout["definitions"]))
+    kinds = defaultdict(list)
+    for each in definitions["objects"]:
+        kinds[each["kind"]].append(each)
+    values = [
+        f"SELECT SETVAL({backticked(name)}, {following}, 0, {cycles});"
+        for name, following, cycles in layout["sequences"]
+    ]
+    routines = [each for kind in ("function", "procedure", "package", "package body") for each in kinds[kind]]
+    disabled = partial(re.compile(r"( ON COMPLETION (?:NOT )?PRESERVE) ENABLE\b").sub, r"\1 DISABLE", count=1)
+    sections = {
+        "tables": script(kinds["sequence"] + kinds["table"]),
+        "rows": "\n".join([*map(load_data, files, layout["tables"]), *values, ""]).encode(),
+        "routines": script(routines),
+        "triggers": script(kinds["trigger"]),
+        "events": script(kinds["event"], disabled),
+        # Last: one whose tables are gone fails, and the client stops there.
+        "views": script(by_use(kinds["view"])),
+    }
+    before = (
+        f"SET NAMES utf8mb4, time_zone = '+00:00', foreign_key_checks = 0, unique_checks = 0, sql_mode = '{MODE}';\n"
+    )
+    parts = [f"-- {name}\n{before}".encode() + content for name, content in sections.items()]
+    (out / "load.sql").write_bytes(b"\n".join(parts))
+    accounts = "".join(f"{text};\n" for text in definitions["accounts"])
+    (out / "accounts.sql").write_text(accounts or "-- the snapshot carries no accounts\n")
+    database = layout["database"]
+    (out / "LOAD.txt").write_text(
+        f"This was {layout['flavour']} {'.'.join(map(str, layout['server']))}. In this directory, as an administrator of a"
+        f" server with local_infile = 1:\n\n  CREATE DATABASE {backticked(database['name'])} CHARACTER SET"
+        f" {database['charset']} COLLATE {database['collation']};\n\n  mariadb --local-infile=1 --binary-mode"
+        f" --default-character-set=utf8mb4 DATABASE < load.sql\n\n(or mysql; --force goes on behind views whose tables are gone). Events come back switched off. accounts.sql is"
+        " for you to read first: it makes users. Definers that views, routines, triggers and events need: "
+        f"{', '.join(layout['definers']) or 'none'}.\n"
+    )
+
+
 def blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as stream:
         while block := stream.read(1024 * 1024):
             yield block
 
 
-WRITERS = {"pages": write_pages, "postgres": write_postgres}
+WRITERS = {"pages": write_pages, "postgres": write_postgres, "mysql": write_mysql}
 
 
 def main() -> None:

@@ -41,21 +41,18 @@ from psycopg.conninfo import make_conninfo
 
 from crmbackup.core.errors import ProgramMissing
 from crmbackup.engines.postgres.connection import Server
-from crmbackup.engines.postgres.ephemeral import Place, private_place
 from crmbackup.engines.postgres.postmaster import (
-    Account,
+    AT_ONCE,
     append_settings,
-    hand_over,
     make_cluster,
-    server_account,
     socket_server,
     socket_settings,
     start,
-    stop,
     usable_programs,
     wait_until_ready,
 )
 from crmbackup.engines.postgres.programs import find_program
+from crmbackup.engines.private import Account, Place, hand_over, private_place, server_account, stop
 
 PUBLIC_REGISTRY = "https://registry.npmjs.org"
 STOP_SECONDS = 60
@@ -220,7 +217,7 @@ class TestServer:
     def close(self) -> None:
         """Stop it whatever its state."""
         if self._process:
-            stop(self._down())
+            stop(self._down(), AT_ONCE)
 
 
 @contextmanager

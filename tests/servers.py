@@ -18,8 +18,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -49,12 +50,17 @@ class S3Server:
     def make_bucket(self) -> str:
         """The name of a fresh, empty bucket."""
         name = f"test-{secrets.token_hex(8)}"
-        client = self.client()
-        try:
-            client.create_bucket(Bucket=name)
-        finally:
-            client.close()
+        self._own_client.create_bucket(Bucket=name)
         return name
+
+    @cached_property
+    def _own_client(self):
+        """Making one takes longer than making a bucket."""
+        return self.client()
+
+    def close(self) -> None:
+        """Give back connections."""
+        self._own_client.close()
 
     def address(self, prefix: str = "") -> S3Address:
         """A place in a fresh bucket."""
@@ -114,13 +120,17 @@ def seaweed_server(directory: Path) -> Iterator[S3Server]:
         return [_program("weed"), "server", *(f"-{name}={value}" for name, value in options.items())], ports[6]
 
     try:
-        with _running(directory, command) as port:
-            yield S3Server(f"http://127.0.0.1:{port}", access, secret)
+        with _running(directory, command) as port, closing(_s3(port, access, secret)) as server:
+            yield server
     finally:
         # It leaves these behind, in the system's place, when it is killed; asked to end it takes ten seconds.
         for path in Path(tempfile.gettempdir()).glob("seaweedfs-*-grpc-*.sock"):
             if int(path.stem.rpartition("-")[2]) in used:
                 path.unlink(missing_ok=True)
+
+
+def _s3(port: int, access_key: str, secret_key: str) -> S3Server:
+    return S3Server(f"http://127.0.0.1:{port}", access_key, secret_key)
 
 
 @contextmanager
@@ -134,8 +144,8 @@ def rclone_server(directory: Path) -> Iterator[S3Server]:
         options = ["--config", str(place / "none"), "--addr", f"127.0.0.1:{port}", "--auth-key", f"{access},{secret}"]
         return [_program("rclone"), "serve", "s3", *options, str(place / "data")], port
 
-    with _running(directory, command) as port:
-        yield S3Server(f"http://127.0.0.1:{port}", access, secret)
+    with _running(directory, command) as port, closing(_s3(port, access, secret)) as server:
+        yield server
 
 
 def free_ports(count: int) -> list[int]:

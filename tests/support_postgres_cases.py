@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +156,23 @@ def restore_unchecked(case: Case, taken: Taken, place: Server) -> None:
         for stage in restore.stages():
             for number, placement in stage.items():
                 restore.place(placement, taken.chunks[number])
+
+
+@contextmanager
+def extension_in(server: TestServer, name: str, script: str) -> Iterator[None]:
+    """An extension of our own, which a server from 18 on finds while the context is open; no other server does."""
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory) / "extension"
+        place.mkdir()
+        (place / f"{name}.control").write_text("default_version = '1.0'\nrelocatable = false\nschema = public\n")
+        (place / f"{name}--1.0.sql").write_text(script)
+        for path in (place.parent, place, *place.iterdir()):
+            path.chmod(0o755)
+        with server.connect() as connection:
+            connection.execute(f"ALTER SYSTEM SET extension_control_path = '$system:{directory}'".encode())
+            connection.execute("SELECT pg_reload_conf()")
+            try:
+                yield
+            finally:
+                connection.execute("ALTER SYSTEM RESET extension_control_path")
+                connection.execute("SELECT pg_reload_conf()")

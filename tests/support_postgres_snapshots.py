@@ -21,6 +21,7 @@ from crmbackup.engines.base import Image, Parent, Slice, SourceInfo, TableRecord
 from crmbackup.engines.postgres.connection import Server, connect, quoted
 from crmbackup.engines.postgres.engine import PostgresSource, Settings
 from crmbackup.engines.postgres.layout import Layout, decode_layout
+from crmbackup.engines.postgres.reader import TableSlice
 from crmbackup.engines.postgres.rows import copy_out
 from crmbackup.engines.postgres.snapshot import PostgresSnapshot
 from crmbackup.operations.workers import ProcessWorkers
@@ -30,7 +31,9 @@ Content = dict[str, Counter[bytes]]
 
 @dataclass(frozen=True)
 class Taken:
-    """A snapshot. read: bytes of table rows that were read for it. seen: what another session saw of the same moment."""
+    """A snapshot. read: bytes of table rows that were read for it. new: how many chunks that the parent does not have.
+    seen: what another session saw of the same moment.
+    """
 
     image: Image
     info: SourceInfo
@@ -39,6 +42,7 @@ class Taken:
     directory: Path
     full_because: str
     read: Mapping[str, int]
+    new: int
     notices: tuple[str, ...]
     seen: Content
 
@@ -62,7 +66,7 @@ def _read(item: Slice) -> list[tuple[bytes, object]]:
 
 @dataclass
 class Snapshots:
-    """Snapshots of one database, each upon the one before."""
+    """Snapshots of one database, each upon the one before. look: let another session see the same, for `Taken.seen`."""
 
     server: Server
     scratch: Path
@@ -70,6 +74,8 @@ class Snapshots:
     settings: Settings = field(default_factory=Settings)
     last: Taken | None = None
     taken: int = 0
+    events: list[Event] = field(default_factory=list)
+    look: bool = True
     #: The one that is being taken.
     open: PostgresSnapshot | None = None
 
@@ -82,33 +88,41 @@ class Snapshots:
         directory.mkdir(parents=True)
         last = None if full else self.last
         parent = Parent(last.directory, len(last.chunks), last.image.layout) if last else None
-        events: list[Event] = []
+        self.events.clear()
         read: dict[str, int] = {}
-        with source.open_snapshot(self.workers, parent, directory, SystemClock(), events.append) as snapshot:
+        with source.open_snapshot(self.workers, parent, directory, SystemClock(), self.events.append) as snapshot:
             self.open = snapshot
-            seen = self._look(snapshot._moment.snapshot)
+            seen = self._look(snapshot._moment.snapshot) if self.look else {}
             meanwhile()
             old = last.chunks if last and not snapshot.full_because else ()
             new: list[bytes] = []
-            for number, item in enumerate(snapshot.slices()):
-                found = self.workers.submit(_read, item).result()
-                table = getattr(item, "table", None)
-                if table is not None:
-                    read[table.label] = read.get(table.label, 0) + sum(len(data) for data, _ in found)
-                snapshot.shipped(number, [(len(old) + len(new) + n, facts) for n, (_, facts) in enumerate(found)])
-                new += [data for data, _ in found]
+            # As packs hold them: equal chunks are there once.
+            known = {payload: number for number, payload in enumerate(old)}
+            for number, (item, future) in enumerate(
+                [(item, self.workers.submit(_read, item)) for item in snapshot.slices()]
+            ):
+                shipped = []
+                for payload, facts in future.result():
+                    if isinstance(item, TableSlice):
+                        read[item.table.label] = read.get(item.table.label, 0) + len(payload)
+                    if payload not in known:
+                        known[payload] = len(old) + len(new)
+                        new.append(payload)
+                    shipped.append((known[payload], facts))
+                snapshot.shipped(number, shipped)
             image = snapshot.finish()
         image = replace(image, layout=json.loads(json.dumps(image.layout)))
-        known = [*old, *new]
+        stored = [*old, *new]
         self.last = Taken(
             image=image,
             info=snapshot.info,
             layout=decode_layout(image.layout),
-            chunks=tuple(known[number] for number in image.chunks),
+            chunks=tuple(stored[number] for number in image.chunks),
             directory=directory,
             full_because=snapshot.full_because,
             read=read,
-            notices=tuple(event.text for event in events if isinstance(event, Notice)),
+            new=len(new),
+            notices=tuple(event.text for event in self.events if isinstance(event, Notice)),
             seen=seen,
         )
         return self.last

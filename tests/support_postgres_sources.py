@@ -24,8 +24,8 @@ from crmbackup.core.errors import CrmBackupError
 from crmbackup.engines.postgres import reader
 from crmbackup.engines.postgres.connection import Server
 from crmbackup.engines.postgres.engine import Settings
-from crmbackup.engines.postgres.ephemeral import private_place
-from crmbackup.engines.postgres.postmaster import append_settings, hand_over, server_account, socket_settings
+from crmbackup.engines.postgres.postmaster import append_settings, socket_settings
+from crmbackup.engines.private import hand_over, private_place, server_account
 from crmbackup.operations.workers import ProcessWorkers
 from tests.postgres import TestServer, running_server
 from tests.support_postgres_snapshots import Snapshots, Taken

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from crmbackup.core.errors import CrmBackupError
 from crmbackup.core.events import Emit, discard
 from crmbackup.engines.sqlite.engine import SqliteSource
 from crmbackup.engines.sqlite.reader import Source
-from crmbackup.engines.sqlite.target import SqliteTarget
+from crmbackup.engines.sqlite.target import SqliteTarget, SqliteTargetEngine
 from crmbackup.operations.backup import BackupJob, BackupResult, run_backup
 from crmbackup.operations.check import CheckResult, run_check
 from crmbackup.operations.restore import RestoreResult, plan_restore, run_restore
@@ -149,6 +149,7 @@ class Site:
         state: PolicyState | None = None,
         emit: Emit = discard,
         jobs: int = 1,
+        damaged: Collection[str] = (),
     ) -> BackupResult:
         """One locked run, without the identity, as on a host."""
         storage = storage or self.spec
@@ -170,6 +171,7 @@ class Site:
             tool="crmbackup test",
             clock=SystemClock(),
             emit=emit,
+            damaged=damaged,
         )
         with closing(repository.storage), state.locked():
             return run_backup(job)
@@ -222,7 +224,7 @@ class Site:
         finally:
             shutil.rmtree(place)
 
-    def check(self, *, key: bool = True, read: bool = True) -> CheckResult:
+    def check(self, *, key: bool = True, read: bool = True, suspects: Collection[str] = ()) -> CheckResult:
         """The whole repository, all policies."""
         with closing(self.spec.open(read_only=True)) as opened:
             return run_check(
@@ -233,6 +235,8 @@ class Site:
                 jobs=1,
                 clock=SystemClock(),
                 emit=discard,
+                make_target=lambda name: SqliteTargetEngine(),
+                suspects=suspects,
             )
 
     def headers(self) -> tuple[ManifestHeader, ...]:

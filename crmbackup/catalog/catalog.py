@@ -32,7 +32,7 @@ from sqlalchemy.exc import OperationalError
 
 from crmbackup.catalog import schema
 from crmbackup.catalog.failures import display, parse_url, reported, sqlite_error
-from crmbackup.catalog.records import Drill, Run, Snapshot
+from crmbackup.catalog.records import Drill, Row, Run, Snapshot
 from crmbackup.core.errors import LocalError
 from crmbackup.core.files import PRIVATE_FILE, local_error, make_private_directory
 
@@ -42,7 +42,7 @@ ERROR_TEXT_LENGTH = 4000
 ROWS_PER_STATEMENT = 1000
 MEMORY = (None, "", ":memory:")
 
-Row = TypeVar("Row", Run, Snapshot, Drill)
+Kind = TypeVar("Kind", Run, Snapshot, Drill)
 History = Literal["kept", "new", "discarded"]
 
 
@@ -79,21 +79,17 @@ class Catalog:
         """Give back connections. The catalog is of no use afterwards."""
         self._engine.dispose()
 
-    def record_run(self, run: Run) -> None:
-        """Add a run, or replace the one of the same run_id: so a run can be recorded at its start and at its end."""
-        same = schema.runs.c.run_id == run.run_id
-        self._put(schema.runs, same, [run], "record a run in the catalog")
+    def record(self, *rows: Row) -> None:
+        """Add runs, snapshots and drills, or replace the same ones; all or none.
 
-    def record_snapshot(self, snapshot: Snapshot) -> None:
-        """Add a snapshot, or replace the one of the same repository and id."""
-        columns = schema.snapshots.c
-        same = (columns.repository_id == snapshot.repository_id) & (columns.snapshot_id == snapshot.snapshot_id)
-        self._put(schema.snapshots, same, [snapshot], "record a snapshot in the catalog")
-
-    def record_drill(self, drill: Drill) -> None:
-        """Add a drill, or replace the one of the same drill_id."""
-        same = schema.drills.c.drill_id == drill.drill_id
-        self._put(schema.drills, same, [drill], "record a drill in the catalog")
+        The same is a run of that run_id, a snapshot of that repository and id, a drill of that drill_id: so a run can be
+        recorded at its start and at its end.
+        """
+        stored = [(*_place_of(row), _values(row)) for row in rows]
+        with reported(self._url, "record in the catalog"), self._writing.begin() as connection:
+            for table, same, values in stored:
+                connection.execute(delete(table).where(same))
+                connection.execute(insert(table), [values])
 
     def replace_snapshots(self, repository_id: str, rows: Sequence[Snapshot]) -> None:
         """Forget all snapshots of a repository and add these, in one transaction."""
@@ -122,17 +118,13 @@ class Catalog:
     def _replace(self, table: Table, repository_id: str, rows: Sequence[Row], doing: str) -> None:
         if any(row.repository_id != repository_id for row in rows):
             raise ValueError(f"all rows must be of the repository {repository_id}")
-        self._put(table, table.c.repository_id == repository_id, rows, doing)
-
-    def _put(self, table: Table, old: ColumnElement[bool], rows: Sequence[Row], doing: str) -> None:
-        """Delete the old rows and insert these, in one transaction."""
         values = [_values(row) for row in rows]
         with reported(self._url, doing), self._writing.begin() as connection:
-            connection.execute(delete(table).where(old))
+            connection.execute(delete(table).where(table.c.repository_id == repository_id))
             for start in range(0, len(values), ROWS_PER_STATEMENT):
                 connection.execute(insert(table), values[start : start + ROWS_PER_STATEMENT])
 
-    def _read(self, kind: type[Row], table: Table, policy: str | None, order: str, limit: int | None) -> list[Row]:
+    def _read(self, kind: type[Kind], table: Table, policy: str | None, order: str, limit: int | None) -> list[Kind]:
         names = [field.name for field in fields(kind)]
         query = select(*(table.c[name] for name in names)).order_by(
             table.c[order].desc(), *(column.desc() for column in table.primary_key.columns)
@@ -221,7 +213,18 @@ def _create_private_file(url: URL) -> None:
         raise local_error(error, f"open the catalog {display(url)}") from error
 
 
-def _values(row: Run | Snapshot | Drill) -> dict[str, object]:
+def _place_of(row: Row) -> tuple[Table, ColumnElement[bool]]:
+    """The table of a row, and the condition for the same row."""
+    if isinstance(row, Run):
+        return schema.runs, schema.runs.c.run_id == row.run_id
+    if isinstance(row, Drill):
+        return schema.drills, schema.drills.c.drill_id == row.drill_id
+    columns = schema.snapshots.c
+    same = (columns.repository_id == row.repository_id) & (columns.snapshot_id == row.snapshot_id)
+    return schema.snapshots, same
+
+
+def _values(row: Row) -> dict[str, object]:
     return {name: _storable(name, value) for name, value in asdict(row).items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -66,3 +67,8 @@ class Drill:
     rpo_seconds: float | None = None
     report_path: str | None = None
     report_sha256: str | None = None
+
+
+Row = Run | Snapshot | Drill
+#: By the name of the class.
+KINDS: Mapping[str, type[Row]] = {kind.__name__: kind for kind in (Run, Snapshot, Drill)}

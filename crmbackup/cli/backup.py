@@ -10,12 +10,15 @@ from crmbackup.cli.options import output_options, policy_argument
 from crmbackup.cli.render import Show, duration, make_show, plural, printable, rows_of, size, when
 
 if TYPE_CHECKING:
+    from crmbackup.cli.operation import Operation
     from crmbackup.cli.wiring import Wiring
+    from crmbackup.core.events import Emit
     from crmbackup.operations.backup import BackupResult
     from crmbackup.policy.loader import LoadedPolicy
+    from crmbackup.repository.repository import Repository
 
 #: Warnings of operations.backup that say already why there is a full snapshot.
-PARENT_TROUBLE = {"parent-gone", "packs-gone"}
+PARENT_TROUBLE = {"parent-gone", "packs-gone", "packs-damaged"}
 
 
 @click.command("backup")
@@ -38,11 +41,38 @@ def command(policy: str, full: bool, incremental: bool, allow_shrink: bool, as_j
     with make_show(as_json=as_json, verbose=verbose) as show:
         host = wiring()
         loaded = host.load(policy)
-        result = _run(host, loaded, kind, allow_shrink=allow_shrink, show=show)
+        backup(host, loaded, kind, allow_shrink=allow_shrink, show=show)
+
+
+def backup(host: Wiring, loaded: LoadedPolicy, kind: str | None, *, allow_shrink: bool = False, show: Show) -> None:
+    """Take a snapshot, show it and tell of it. kind: "full" or "incremental"; None lets schedule and history decide."""
+    from crmbackup.cli.operation import operation
+
+    with operation(host, loaded, "backup", show.event) as run:
+        result = _run(host, loaded, kind, allow_shrink=allow_shrink, run=run)
+        header = result.header
+        if result.image.tables:
+            run.table_rows = {each.name: each.rows for each in result.image.tables if each.rows is not None}
+        rows = f", {rows_of(result.rows)}" if result.image.tables else ""
+        run.done(
+            snapshot_id=header.snapshot_id,
+            details={
+                "Snapshot": f"{header.snapshot_id}, {header.kind}, of {when(header.captured)}",
+                "Source": f"{size(header.source_size)}{rows}",
+                "Added": size(result.added),
+            },
+            facts={
+                "captured": header.captured.timestamp(),
+                "snapshot_bytes": header.source_size,
+                "added_bytes": result.added,
+                "snapshots": result.snapshots,
+                "oldest": result.oldest.timestamp(),
+            },
+        )
         show.result("snapshot", _data(result), lambda: _text(result), quiet=True)
 
 
-def _run(host: Wiring, loaded: LoadedPolicy, kind: str | None, *, allow_shrink: bool, show: Show) -> BackupResult:
+def _run(host: Wiring, loaded: LoadedPolicy, kind: str | None, *, allow_shrink: bool, run: Operation) -> BackupResult:
     from crmbackup.cli import history
     from crmbackup.core.errors import CrmBackupError
     from crmbackup.core.events import Event, Notice, Warned
@@ -58,9 +88,8 @@ def _run(host: Wiring, loaded: LoadedPolicy, kind: str | None, *, allow_shrink: 
     def watch(event: Event) -> None:
         if isinstance(event, Warned):
             warned.add(event.code)
-        show.event(event)
+        run.emit(event)
 
-    emit = history.preloading(watch)
     try:
         place = host.probed(host.policy_place(loaded))
         repository = host.open_writer(place)
@@ -69,12 +98,12 @@ def _run(host: Wiring, loaded: LoadedPolicy, kind: str | None, *, allow_shrink: 
             if kind is None:
                 fulls = [h.started for h in repository.snapshots(policy.name).headers if h.kind == "full"]
                 kind, why = kind_due(policy.schedule, fulls, started)
-                show.event(Notice(f"{kind}: {why}"))
+                run.emit(Notice(f"{kind}: {why}"))
             result = run_backup(
                 BackupJob(
                     policy=policy.name,
                     engine=policy.source.type,
-                    make_source=lambda key: host.source(loaded, key),
+                    make_source=lambda key: host.engines.source(loaded, key),
                     repository=repository,
                     storage=place.spec,
                     state=state,
@@ -85,19 +114,33 @@ def _run(host: Wiring, loaded: LoadedPolicy, kind: str | None, *, allow_shrink: 
                     host=host.host,
                     tool=host.tool,
                     clock=host.clock,
-                    emit=emit,
+                    emit=watch,
+                    damaged=_known_damage(host, repository, policy.name, run.emit),
                 )
             )
     except CrmBackupError as error:
-        history.record_failure(host, loaded, repository, "backup", kind, started, error, show.event)
+        history.record_failure(host, loaded, repository, "backup", kind, started, error, run.emit)
         raise
     finally:
         if repository:
             repository.storage.close()
     if kind == "incremental" and result.why_full and not warned & PARENT_TROUBLE:
-        show.event(Warned("full-instead", f"a full snapshot was taken, not an incremental one: {result.why_full}"))
-    history.record_backup(host, loaded, result, show.event)
+        run.emit(Warned("full-instead", f"a full snapshot was taken, not an incremental one: {result.why_full}"))
+    history.record_backup(host, loaded, result, run.emit)
     return result
+
+
+def _known_damage(host: Wiring, repository: Repository, policy: str, emit: Emit) -> frozenset[str]:
+    """Names of packs that checks on this host found damaged. No note of a check may keep a backup from being taken."""
+    from crmbackup.core.errors import LocalError
+    from crmbackup.core.events import Warned
+    from crmbackup.operations.checked import damaged_packs
+
+    try:
+        return damaged_packs(host.paths.state, repository.document.repository_id, policy)
+    except LocalError as problem:
+        emit(Warned(problem.code, f"what checks found damaged is not known: {problem}", problem.hint))
+        return frozenset()
 
 
 def _data(result: BackupResult) -> dict[str, object]:

@@ -30,13 +30,13 @@ def command() -> None:
 def rebuild(policy: str, as_json: bool, verbose: bool) -> None:
     """Bring the catalog back from the repository and the drill reports. Needs no key."""
     from crmbackup.cli.history import drill_rows, snapshot_row
-    from crmbackup.cli.wiring import Keys, wiring
+    from crmbackup.cli.wiring import wiring
     from crmbackup.core.events import Warned
 
     with make_show(as_json=as_json, verbose=verbose) as show:
         host = wiring()
         loaded = host.load(policy)
-        repository = host.open_reader(host.policy_place(loaded), Keys(), need_identity=False)
+        repository = host.open_keyless(host.policy_place(loaded))
         listing = repository.snapshots()
         for problem in listing.problems:
             show.event(Warned(problem.code, str(problem), problem.hint))

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from crmbackup.cli.options import drill_snapshot, key_options, output_options, policy_argument
-from crmbackup.cli.render import count, duration, make_show, plural, printable, table
+from crmbackup.cli.render import Show, count, duration, make_show, plural, printable, table
 
 if TYPE_CHECKING:
+    from crmbackup.cli.wiring import Keys, Wiring
     from crmbackup.core.errors import VerificationFailed
+    from crmbackup.core.events import Emit
     from crmbackup.operations.drill import DrillResult
-    from crmbackup.repository.repository import Repository
+    from crmbackup.policy.loader import LoadedPolicy
 
 #: Of what a check found, for the terminal.
 DETAIL_LENGTH = 200
@@ -52,58 +53,63 @@ def command(
     Writes a signed JSON report and a page to read. Uses nothing but the repository and the identity. Prints nothing
     when all is well and nobody watches, as under cron.
     """
-    from crmbackup.cli import history
     from crmbackup.cli.wiring import Keys, wiring
-    from crmbackup.core.errors import ObjectivesMissed, UsageError
-    from crmbackup.operations.drill import DrillJob, run_drill
+    from crmbackup.core.errors import UsageError
 
     if at_random and wanted not in (None, "random"):
         raise UsageError("--random and --snapshot exclude each other", hint="leave one of them out")
     with make_show(as_json=as_json, verbose=verbose) as show:
         host = wiring()
-        loaded = host.load(policy)
-        settings, objectives = loaded.policy.drill, loaded.policy.objectives
-        place = host.policy_place(loaded)
-        keys = Keys(identity_file, passphrase_file)
-
-        def signer(repository: Repository) -> tuple[bytes, Callable[[bytes], bytes]]:
-            host_key = host.files.host_key()
-            if host_key and repository.document.trusts(host_key.public):
-                return host_key.public, host_key.sign
-            # A new host has no listed key yet; whoever can open the snapshot may sign as the owner.
-            assert repository.identity is not None
-            return repository.identity.owner, repository.identity.owner_key.sign
-
-        result = run_drill(
-            DrillJob(
-                policy=loaded.policy.name,
-                open_repository=lambda: host.open_reader(place, keys, need_identity=True),
-                storage=place.spec,
-                make_target=lambda name: host.drill_engine(name, loaded),
-                wanted="random" if at_random else wanted or settings.snapshot,
-                window=settings.window,
-                directory=settings.directory or Path(tempfile.gettempdir()),
-                reports=settings.reports or host.paths.reports,
-                assertions=settings.assertions,
-                foreign_keys=settings.foreign_keys,
-                rto=objectives.rto.total_seconds() if objectives.rto else None,
-                rpo=objectives.rpo.total_seconds() if objectives.rpo else None,
-                policy_sha256=loaded.sha256,
-                operator=operator or host.operator,
-                trigger=trigger,
-                jobs=loaded.policy.limits.jobs,
-                host=host.host,
-                tool=host.tool,
-                signer=signer,
-                verify_command=f"crmbackup report verify REPORT {loaded.path}",
-                clock=host.clock,
-                emit=show.event,
-                rng=random.SystemRandom(),
-            )
+        drill(
+            host,
+            host.load(policy),
+            Keys(identity_file, passphrase_file),
+            wanted="random" if at_random else wanted,
+            operator=operator,
+            trigger=trigger,
+            show=show,
         )
-        history.record_drill(host, loaded, result, show.event)
-        report = result.report
+
+
+def drill(
+    host: Wiring,
+    loaded: LoadedPolicy,
+    keys: Keys,
+    *,
+    wanted: str | None = None,
+    operator: str | None = None,
+    trigger: str,
+    show: Show,
+) -> None:
+    """Rehearse a restore, show it and tell of it. wanted: a snapshot, the policy's choice when None.
+
+    Raises VerificationFailed, ObjectivesMissed, and what prevented the drill.
+    """
+    from crmbackup.cli import history
+    from crmbackup.cli.operation import operation
+    from crmbackup.core.errors import ObjectivesMissed
+
+    with operation(host, loaded, "drill", show.event) as run:
+        result = _run(host, loaded, keys, wanted, operator, trigger, run.emit)
+        history.record_drill(host, loaded, result, run.emit)
+        report, goals = result.report, result.report.objectives
         good = report.passed and report.verdicts.objectives != "missed"
+        verdicts = (("restore", report.verdicts.restore), ("validation", report.verdicts.validation))
+        run.done(
+            snapshot_id=report.source.snapshot_id or "",
+            details={
+                "Drill": f"{report.drill.id} of snapshot {report.source.snapshot_id or '-'}",
+                "Verdicts": ", ".join(f"{name} {verdict}" for name, verdict in verdicts)
+                + f", objectives {report.verdicts.objectives} {_objectives(result)}".rstrip(),
+                "Report": str(result.html_path),
+            },
+            facts={
+                "drilled": report.started_at.timestamp() if report.passed else None,
+                "drill_rto": goals.rto_actual_s,
+                "drill_rpo": goals.rpo_actual_s,
+            },
+            failed=not good,
+        )
         show.result("drill", _data(result), lambda: _text(result), quiet=good)
         if result.error:
             raise result.error
@@ -117,6 +123,49 @@ def command(
             )
 
 
+def _run(
+    host: Wiring,
+    loaded: LoadedPolicy,
+    keys: Keys,
+    wanted: str | None,
+    operator: str | None,
+    trigger: str,
+    emit: Emit,
+) -> DrillResult:
+    from crmbackup.operations.drill import DrillJob, run_drill
+
+    settings, objectives = loaded.policy.drill, loaded.policy.objectives
+    place = host.policy_place(loaded)
+
+    return run_drill(
+        DrillJob(
+            policy=loaded.policy.name,
+            open_repository=lambda: host.open_reader(place, keys, need_identity=True),
+            storage=place.spec,
+            make_target=lambda name: host.engines.drill_engine(name, loaded),
+            wanted=wanted or settings.snapshot,
+            window=settings.window,
+            directory=settings.directory or Path(tempfile.gettempdir()),
+            reports=settings.reports or host.paths.reports,
+            assertions=settings.assertions,
+            foreign_keys=settings.foreign_keys,
+            rto=objectives.rto.total_seconds() if objectives.rto else None,
+            rpo=objectives.rpo.total_seconds() if objectives.rpo else None,
+            policy_sha256=loaded.sha256,
+            operator=operator or host.operator,
+            trigger=trigger,
+            jobs=loaded.policy.limits.jobs,
+            host=host.host,
+            tool=host.tool,
+            signer=host.author,
+            verify_command=f"crmbackup report verify REPORT {loaded.path}",
+            clock=host.clock,
+            emit=emit,
+            rng=random.SystemRandom(),
+        )
+    )
+
+
 def _failed(result: DrillResult) -> VerificationFailed:
     from crmbackup.core.errors import VerificationFailed
 
@@ -126,7 +175,7 @@ def _failed(result: DrillResult) -> VerificationFailed:
     hint = f"read {result.html_path}"
     if "foreign_key_check" in failed:
         hint += "; `drill: {foreign_keys: report}` in the policy accepts rows without parents"
-    differing = [table.name for table in report.tables if table.status != "match"]
+    differing = [table.name for table in report.tables if table.status not in ("match", "left-out")]
     if differing or (report.schema and not report.schema.ok):
         where = [*differing, *(["the schema"] if report.schema and not report.schema.ok else []), *failed]
         return VerificationFailed(
@@ -146,7 +195,8 @@ def _data(result: DrillResult) -> dict[str, object]:
         "verdicts": vars(report.verdicts),
         "objectives": vars(report.objectives),
         "tables": len(report.tables),
-        "mismatches": [t.name for t in report.tables if t.status != "match"],
+        "mismatches": [t.name for t in report.tables if t.status not in ("match", "left-out")],
+        "left_out": [t.name for t in report.tables if t.status == "left-out"],
         "report": str(result.json_path),
         "page": str(result.html_path),
         "report_sha256": result.report_sha256,

@@ -24,6 +24,7 @@ EXIT_CODES: dict[type[errors.CrmBackupError], int] = {
     errors.Locked: 11,
     errors.WrongPassphrase: 12,
     errors.TargetError: 13,
+    errors.AttentionNeeded: 14,
     errors.Interrupted: 130,
 }
 

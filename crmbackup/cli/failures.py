@@ -10,13 +10,15 @@ import click
 
 from crmbackup.cli.exit_codes import exit_code
 from crmbackup.cli.render import printable
-from crmbackup.core.errors import CrmBackupError, LocalError, UsageError
+from crmbackup.core.errors import CrmBackupError, Interrupted, LocalError, UsageError
 
 
 def explain(error: Exception) -> CrmBackupError:
     """The error of ours that stands for any other."""
     if isinstance(error, CrmBackupError):
         return error
+    if isinstance(error, click.Abort):
+        return Interrupted("interrupted", why="a question was not answered")
     if isinstance(error, OSError):
         from crmbackup.core.files import local_error
 
@@ -39,12 +41,15 @@ def report(error: Exception, *, as_json: bool, verbose: bool) -> int:
     if known is not error and verbose:
         traceback.print_exception(error)
     code = exit_code(known)
+    run_id = vars(error).get("run_id")
     if as_json:
-        _report_json(known, code)
+        _report_json(known, code, run_id)
     else:
         _say(f"crmbackup: {known.code}: {printable(str(known), lines=True)}")
         if known.hint:
             _say(f"  hint: {printable(known.hint, lines=True)}")
+        if run_id:
+            _say(f"  run: {run_id}")
     return code
 
 
@@ -64,7 +69,8 @@ def report_usage(error: click.ClickException, *, as_json: bool) -> int:
     return error.exit_code
 
 
-def _report_json(error: CrmBackupError, code: int) -> None:
+def _report_json(error: CrmBackupError, code: int, run_id: str | None = None) -> None:
     fields = {"type": "error", "code": error.code, "exit_code": code}
     texts = {"message": error.what, "why": error.why, "hint": error.hint}
-    _say(json.dumps(fields | texts, ensure_ascii=False))
+    run = {"run_id": run_id} if run_id else {}
+    _say(json.dumps(fields | texts | run, ensure_ascii=False))

@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import threading
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crmbackup.cli.wiring import Wiring
 from crmbackup.core.errors import CrmBackupError, Interrupted, KeyProblem, LocalError
-from crmbackup.core.events import Emit, Event, PhaseStarted, Warned
+from crmbackup.core.events import Emit, Warned
 
 if TYPE_CHECKING:
-    from crmbackup.catalog.records import Drill, Run, Snapshot
+    from crmbackup.catalog.records import Drill, Row, Snapshot
     from crmbackup.operations.backup import BackupResult
     from crmbackup.operations.drill import DrillResult
     from crmbackup.policy.loader import LoadedPolicy
     from crmbackup.reports.drill import DrillReport
     from crmbackup.repository.manifest import ManifestHeader
     from crmbackup.repository.repository import Repository
-
-
-def preloading(emit: Emit) -> Emit:
-    """Pass events on, and load the catalog's library while the workers are busy and this process only waits.
-
-    Not before the first phase: workers must be forked from a process without threads.
-    """
-    started = False
-
-    def listen(event: Event) -> None:
-        nonlocal started
-        if isinstance(event, PhaseStarted) and not started:
-            started = True
-            threading.Thread(target=importlib.import_module, args=("crmbackup.catalog.catalog",), daemon=True).start()
-        emit(event)
-
-    return listen
 
 
 def snapshot_row(header: ManifestHeader) -> Snapshot:
@@ -66,7 +46,7 @@ def record_backup(host: Wiring, loaded: LoadedPolicy, result: BackupResult, emit
 
     header = result.header
     run = Run(
-        run_id=os.urandom(8).hex(),
+        run_id=host.auditor.run_id,
         policy=header.policy,
         repository_id=header.repository_id,
         command="backup",
@@ -98,7 +78,7 @@ def record_failure(
     from crmbackup.catalog.records import Run
 
     run = Run(
-        run_id=os.urandom(8).hex(),
+        run_id=host.auditor.run_id,
         policy=loaded.policy.name if loaded else "",
         repository_id=repository.document.repository_id if repository else "",
         command=command,
@@ -116,15 +96,9 @@ def record_failure(
     _record(host, loaded, emit, run)
 
 
-def _record(host: Wiring, loaded: LoadedPolicy | None, emit: Emit, run: Run, snapshot: Snapshot | None = None) -> None:
+def _record(host: Wiring, loaded: LoadedPolicy | None, emit: Emit, *rows: Row) -> None:
     try:
-        catalog = host.catalog(loaded)
-        try:
-            catalog.record_run(run)
-            if snapshot:
-                catalog.record_snapshot(snapshot)
-        finally:
-            catalog.close()
+        host.record(loaded, *rows)
     except (LocalError, KeyProblem) as error:
         emit(
             Warned(
@@ -155,37 +129,30 @@ def _drill_row(report: DrillReport, path: Path, digest: str) -> Drill:
 
 def record_drill(host: Wiring, loaded: LoadedPolicy | None, result: DrillResult, emit: Emit) -> None:
     """A drill, passed or not."""
-    drill = _drill_row(result.report, result.json_path, result.report_sha256)
-    try:
-        catalog = host.catalog(loaded)
-        try:
-            catalog.record_drill(drill)
-        finally:
-            catalog.close()
-    except (LocalError, KeyProblem) as error:
-        emit(
-            Warned(
-                error.code, f"the catalog was not updated: {error}", "`crmbackup catalog rebuild` brings it up to date"
-            )
-        )
+    _record(host, loaded, emit, _drill_row(result.report, result.json_path, result.report_sha256))
 
 
 def drill_rows(host: Wiring, loaded: LoadedPolicy, repository: Repository, emit: Emit) -> list[Drill]:
     """What the genuine drill reports in the report directory tell; others are warned of."""
-    from crmbackup.reports.signing import read_document, signature_of, verify_report
-
-    directory = loaded.policy.drill.reports or host.paths.reports
-    trusted = {repository.document.owner, *(signer.public for signer in repository.document.signers)}
+    directory = host.reports(loaded)
     rows = []
     for path in sorted(directory.glob("*.json")) if directory.is_dir() else []:
         try:
-            document = read_document(path.read_bytes())
-            report = verify_report(document, trusted)
+            report, digest = _genuine(path, repository)
         except Interrupted:
             raise
         except (CrmBackupError, OSError) as error:
             emit(Warned("report-ignored", f"{path} is left out: {error}"))
             continue
         if report.source.repository_id == repository.document.repository_id:
-            rows.append(_drill_row(report, path, signature_of(document).report_sha256))
+            rows.append(_drill_row(report, path, digest))
     return rows
+
+
+def _genuine(path: Path, repository: Repository) -> tuple[DrillReport, str]:
+    """A report that somebody signed whom the repository lists, and its digest. Raises CrmBackupError, OSError."""
+    from crmbackup.reports.signing import read_document, signature_of, verify_report
+
+    trusted = {repository.document.owner, *(signer.public for signer in repository.document.signers)}
+    document = read_document(path.read_bytes())
+    return verify_report(document, trusted), signature_of(document).report_sha256

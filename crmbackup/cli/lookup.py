@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import datetime
+from datetime import UTC, datetime
 
 from crmbackup.cli.render import plural, printable, when
-from crmbackup.core.errors import SnapshotNotFound, UsageError
+from crmbackup.core.errors import ObjectNotFound, RepositoryError, SnapshotNotFound, UsageError
 from crmbackup.core.events import Emit, Warned
 from crmbackup.repository.manifest import ManifestHeader
 from crmbackup.repository.repository import Repository, find_snapshot
@@ -43,6 +43,26 @@ def choose_snapshot(
             hint=f"the oldest one is {headers[0].snapshot_id} from {when(headers[0].captured)}",
         )
     return find_snapshot(headers, wanted, at)
+
+
+def meant_engine(repository: Repository, policy: str | None, wanted: str, at: datetime | None) -> str | None:
+    """The engine of the snapshot that `choose_snapshot` would take, by one header, which needs no key.
+
+    None where that is not plain; `choose_snapshot` says why. Raises StorageError.
+    """
+    until = f"{at.astimezone(UTC):%Y%m%dT%H%M%SZ}~" if at else "~"
+    found = []
+    for key, size in repository.manifest_keys(policy):
+        name = key.rpartition("/")[2]
+        if name < until and (wanted == "latest" or name.partition("-")[2].startswith(wanted)):
+            found.append((name, key, size))
+    if not found or len({key.rpartition("/")[0] for _, key, _ in found}) > 1:
+        return None
+    _, key, size = max(found)
+    try:
+        return repository.signed_header(key, size).header.engine
+    except (RepositoryError, ObjectNotFound):
+        return None
 
 
 def _others(repository: Repository, policy: str | None) -> str:

@@ -28,6 +28,17 @@ COMMANDS = {
     "restore": ("restore", "Bring a database back."),
     "drill": ("drill", "Restore into an isolated place and prove that it is the snapshot."),
     "check": ("check", "Look whether the repository is whole."),
+    "forget": ("forget", "Remove snapshots that the policy's retention does not keep."),
+    "prune": ("prune", "Delete packs that no snapshot needs any more."),
+    "pin": ("pin", "Keep one snapshot, whatever the retention rules say."),
+    "unpin": ("unpin", "Take the pin off a snapshot."),
+    "schedule": ("schedule", "Let cron or systemd run what is due."),
+    "run": ("run", "Run whatever is due."),
+    "status": ("status", "Show on one screen how all policies stand."),
+    "doctor": ("doctor", "Look for what would make a backup or a restore fail."),
+    "monitor": ("monitor", "Judge backups for a monitoring system."),
+    "notify": ("notify", "Try out messages and pings."),
+    "audit": ("audit", "Show and verify the audit log of this host."),
     "report": ("report", "Verify a drill report."),
     "catalog": ("catalog", "Show and rebuild the history of runs and drills."),
 }
@@ -112,14 +123,14 @@ def run(arguments: list[str]) -> int:
     """Run one command line; gives the exit code."""
     as_json, verbose = "--json" in arguments, "--verbose" in arguments or "-v" in arguments
     try:
-        cli.main(arguments, prog_name="crmbackup", standalone_mode=False)
+        code = cli.main(arguments, prog_name="crmbackup", standalone_mode=False)
     except SystemExit as stop:
         # click's own answer to a closed pipe.
         return CLOSED_PIPE if _reader_has_gone() else int(stop.code or 0)
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except click.Abort:
-        return _failed(Interrupted("interrupted", why="a question was not answered"), as_json=as_json)
+    except click.Abort as error:
+        return _failed(error, as_json=as_json)
     except click.ClickException as error:
         from crmbackup.cli.failures import report_usage
 
@@ -128,7 +139,7 @@ def run(arguments: list[str]) -> int:
         return CLOSED_PIPE if _reader_has_gone() else _failed(error, as_json=as_json, verbose=verbose)
     except Exception as error:  # noqa: BLE001 - the last line of defence: a message instead of a traceback
         return _failed(error, as_json=as_json, verbose=verbose)
-    return 0
+    return code if isinstance(code, int) else 0  # what Context.exit was given
 
 
 def _reader_has_gone() -> bool:

@@ -45,6 +45,21 @@ class HostPaths:
         """The catalog, unless the policy says otherwise."""
         return self.state / "catalog.db"
 
+    @property
+    def catalog_inbox(self) -> Path:
+        """What that catalog has yet to take up."""
+        return self.state / "catalog.inbox"
+
+    @property
+    def health(self) -> Path:
+        """What is known of the last runs of each policy."""
+        return self.state / "health"
+
+    @property
+    def audit(self) -> Path:
+        """The audit log."""
+        return self.state / "audit.log"
+
 
 def host_paths(environ: Mapping[str, str], *, root: bool) -> HostPaths:
     """For root the system's directories, else the user's. Raises UsageError when neither can be told."""
@@ -69,3 +84,10 @@ def host_paths(environ: Mapping[str, str], *, root: bool) -> HostPaths:
         choose("CRMBACKUP_CONFIG_DIR", "/etc/crmbackup", "XDG_CONFIG_HOME", ".config"),
         choose("CRMBACKUP_STATE_DIR", "/var/lib/crmbackup", "XDG_STATE_HOME", ".local/state"),
     )
+
+
+def carried(environ: Mapping[str, str], *, home: str, root: bool) -> dict[str, str]:
+    """What a program that cron starts for a user must be told to find the directories that `environ` makes of them."""
+    here, there = host_paths({**environ, "HOME": home}, root=root), host_paths({"HOME": home}, root=root)
+    pairs = (("CRMBACKUP_CONFIG_DIR", here.config, there.config), ("CRMBACKUP_STATE_DIR", here.state, there.state))
+    return {name: str(path) for name, path, usual in pairs if path != usual}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: What `policy new` asks, as options: the keys of policy.new.questions(), which would be slow to import for --help.
 ANSWERS = {
     "name": "Name of the policy. Default: crm",
-    "source": "The database to protect: /path/to/file, or postgresql://user@host/name.",
+    "source": "The database to protect: /path/to/file, postgresql://user@host/name or mysql://user@host/name.",
     "repository_url": "Where to keep snapshots: /path or s3://bucket/prefix.",
     "endpoint": "S3: address of the server, if it is not AWS.",
     "region": "S3: region of the bucket, if it needs one.",

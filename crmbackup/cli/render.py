@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -55,12 +56,8 @@ def make_show(*, as_json: bool, verbose: bool) -> Show:
     return JsonShow() if as_json else TextShow(verbose=verbose)
 
 
-class JsonShow:
-    """Every event and result as one line of JSON on standard output; progress of a phase at most twice a second."""
-
-    def __init__(self, clock: Clock | None = None) -> None:
-        self._clock = clock or SystemClock()
-        self._phases: dict[str, _Phase] = {}
+class StatelessShow:
+    """What enters and leaves without doing anything."""
 
     def __enter__(self) -> Self:
         return self
@@ -69,6 +66,14 @@ class JsonShow:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         pass
+
+
+class JsonShow(StatelessShow):
+    """Every event and result as one line of JSON on standard output; progress of a phase at most twice a second."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self._phases: dict[str, _Phase] = {}
 
     def event(self, event: Event) -> None:
         if isinstance(event, Progress):
@@ -183,18 +188,53 @@ def knows_colours() -> bool:
     return console.color_system is not None and not console.no_color
 
 
-def table(columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> None:
+def alarm(text: str, hint: str = "") -> None:
+    """A line that must be seen, in red where there are colours, and what to do about it."""
+    marked("", "red", text)
+    if hint:
+        marked("", None, f"  hint: {hint}")
+
+
+def marked(sign: str, colour: str | None, text: str) -> None:
+    """A sign and a text, folded to the terminal; with a colour where there are colours, the text too without a sign."""
+    import textwrap
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    paint = colour if width and knows_colours() else None
+    start = f"{sign}  " if sign else ""
+    indent = " " * (len(start) + 2)
+    parts = printable(text, lines=True).split("\n")
+    folded = [
+        textwrap.fill(part, width - len(start), subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+        if width
+        else part
+        for part in parts
+    ]
+    body = "\n".join(folded).replace("\n", f"\n{indent[2:]}")
+    click.echo(click.style(start, fg=paint) + body if sign else click.style(body, fg=paint))
+
+
+#: A last column that is folded is at least this wide; where the terminal leaves less, rows go one below the other.
+NARROWEST = 24
+
+
+def table(columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]], *, wrap_last: bool = False) -> None:
     """Print a table; one row below the other where it is wider than the terminal.
 
-    columns: (heading, whether it holds numbers). Cells are data: nothing in them steers the terminal.
+    columns: (heading, whether it holds numbers). Cells are data: nothing in them steers the terminal. wrap_last: the
+    last column is text that may be folded before that.
     """
     from rich.cells import cell_len
 
-    lines = [[heading for heading, _ in columns], *([printable(cell) for cell in row] for row in rows)]
-    widths = [max(cell_len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    if sys.stdout.isatty() and sum(widths) + len(GAP) * (len(widths) - 1) > shutil.get_terminal_size().columns:
-        _print_records(lines)
-        return
+    lines, widths = _measured(columns, rows)
+    if sys.stdout.isatty():
+        spare = shutil.get_terminal_size().columns - sum(widths) - len(GAP) * (len(widths) - 1)
+        if spare < 0 and wrap_last and widths[-1] + spare >= NARROWEST:
+            widths[-1] += spare
+            lines = [piece for line in lines for piece in _folded(line, widths[-1])]
+        elif spare < 0:
+            _print_records(lines)
+            return
     lines.insert(1, ["-" * width for width in widths])
     for line in lines:
         cells = []
@@ -204,12 +244,37 @@ def table(columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) ->
         click.echo(GAP.join(cells).rstrip())
 
 
+def fits(columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> bool:
+    """Whether a table is not wider than the terminal, if there is one."""
+    widths = _measured(columns, rows)[1]
+    return not sys.stdout.isatty() or sum(widths) + len(GAP) * (len(widths) - 1) <= shutil.get_terminal_size().columns
+
+
+def _measured(columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> tuple[list[list[str]], list[int]]:
+    """Headings and cells as printed, and how wide each column is."""
+    from rich.cells import cell_len
+
+    lines = [[heading for heading, _ in columns], *([printable(cell) for cell in row] for row in rows)]
+    return lines, [max(cell_len(cell) for cell in column) for column in zip(*lines, strict=True)]
+
+
+def _folded(line: Sequence[str], width: int) -> list[list[str]]:
+    """A row as several, its last cell cut between words into pieces of at most `width` cells of the terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    pieces = [piece.plain.rstrip() for piece in Text(line[-1]).wrap(Console(width=width), width)] or [""]
+    empty = [""] * (len(line) - 1)
+    return [[*(line[:-1] if number == 0 else empty), piece] for number, piece in enumerate(pieces)]
+
+
 def _print_records(lines: Sequence[Sequence[str]]) -> None:
     headings = lines[0]
     width = max(len(heading) for heading in headings)
     for row in lines[1:]:
         for heading, cell in zip(headings, row, strict=True):
-            click.echo(f"{heading:<{width}}  {cell}")
+            if cell:
+                click.echo(f"{heading:<{width}}  {cell}")
         click.echo()
 
 
@@ -245,6 +310,12 @@ def duration(seconds: float) -> str:
             parts.append((left // length, unit))
             left %= length
     return " ".join(f"{number} {unit}" for number, unit in parts[:2] if number)
+
+
+def until(moment: datetime, now: datetime) -> str:
+    """How far off a moment is, in minutes begun."""
+    minutes = math.ceil((moment - now).total_seconds() / 60)
+    return duration(minutes * 60) if minutes > 0 else "now"
 
 
 def count(number: int | None) -> str:

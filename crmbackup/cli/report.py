@@ -24,7 +24,7 @@ def verify(file: Path, policy: str | None, address: str | None, as_json: bool, v
 
     FILE is the JSON file; the page beside it is made from it. The signers are read from the repository.
     """
-    from crmbackup.cli.wiring import Keys, wiring
+    from crmbackup.cli.wiring import wiring
     from crmbackup.core.errors import UsageError
     from crmbackup.core.files import local_error
     from crmbackup.reports.signing import read_document, signature_of, verify_report
@@ -33,7 +33,7 @@ def verify(file: Path, policy: str | None, address: str | None, as_json: bool, v
         raise UsageError("only the JSON file of a report is signed", hint=f"verify {file.with_suffix('.json')}")
     with make_show(as_json=as_json, verbose=verbose) as show:
         host = wiring()
-        repository = host.open_reader(host.place(policy, address), Keys(), need_identity=False)
+        repository = host.open_keyless(host.place(policy, address))
         try:
             document = read_document(file.read_bytes())
         except OSError as error:

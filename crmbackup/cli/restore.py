@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from crmbackup.cli.failures import explain
 from crmbackup.cli.options import key_options, moment, of_option, output_options, place_options, snapshot_name
 from crmbackup.cli.render import count, duration, make_show, plural, printable, size, table, when
 
 if TYPE_CHECKING:
+    from crmbackup.cli.wiring import Wiring
     from crmbackup.operations.restore import RestorePlan
 
 STOP_FIRST = "stop the CRM before this file is replaced: a program that has it open would go on with the old one"
@@ -54,6 +58,13 @@ STOP_FIRST = "stop the CRM before this file is replaced: a program that has it o
     show_default=True,
     help="Give objects to their owners, make missing owners first, or leave all to the user who restores (servers).",
 )
+@click.option(
+    "--foreign-keys",
+    type=click.Choice(["check", "not-valid"]),
+    default="check",
+    show_default=True,
+    help="Where rows break a foreign key: end there, or bring all back and make the key for new rows only (servers).",
+)
 @click.option("--jobs", type=click.IntRange(1, 64), help="How many packs at a time. Default: the policy's, or 2.")
 @key_options
 @output_options
@@ -71,6 +82,7 @@ def command(
     schema_only: bool,
     data_only: bool,
     roles: str,
+    foreign_keys: str,
     jobs: int | None,
     identity_file: Path | None,
     passphrase_file: Path | None,
@@ -81,8 +93,10 @@ def command(
 
     The plan is shown first. The target appears only when everything was verified, and never half.
     """
-    from crmbackup.cli.lookup import choose_snapshot
-    from crmbackup.cli.wiring import Keys, is_server, wiring
+    from crmbackup.cli.engines import is_server
+    from crmbackup.cli.lookup import choose_snapshot, meant_engine
+    from crmbackup.cli.operation import operation
+    from crmbackup.cli.wiring import Keys, wiring
     from crmbackup.core.errors import UsageError
     from crmbackup.core.events import Warned
     from crmbackup.engines.base import RestoreOptions
@@ -98,30 +112,41 @@ def command(
         tables=tables,
         content="schema" if schema_only else "data" if data_only else "all",
         roles=roles,
+        foreign_keys=foreign_keys,
     )
     with make_show(as_json=as_json, verbose=verbose) as show:
         host = wiring()
         place = host.place(policy, address)
         # What is wrong with the target is better said before keys are asked for and the snapshot is read.
-        target = host.target(to, options, place.loaded)
+        if is_server(to):
+            # A server of another product would be asked first, and its answer be no help.
+            with closing(place.spec.open(read_only=True)) as storage:
+                known = host.opened(storage, None, host.files.pin(place.text))
+                engine = meant_engine(known, of_policy or place.policy_name, wanted, at)
+            if engine:
+                host.engines.require_engine(engine, to)
+        target = host.engines.target(to, options, place.loaded)
         replaces = target.check()
         repository = host.open_reader(place, Keys(identity_file, passphrase_file), need_identity=True)
         header = choose_snapshot(repository, of_policy or place.policy_name, wanted, show.event, at)
-        host.require_engine(header.engine, to)
+        host.engines.require_engine(header.engine, to)
         plan = plan_restore(repository, header, target, host.clock.now(), replaces=replaces)
         show.result("plan", _plan_data(plan), lambda: _plan_text(plan, overwrite=overwrite))
         if replaces and place.loaded and place.loaded.policy.source.names(to):
             show.event(Warned("target-is-source", f"{target.name} is the database of the policy itself", STOP_FIRST))
         if plan_only:
             return
-        result = run_restore(
-            plan,
-            repository,
-            place.spec,
-            jobs=jobs or (place.loaded.policy.limits.jobs if place.loaded else 2),
-            clock=host.clock,
-            emit=show.event,
-        )
+        with operation(host, place.loaded, "restore", show.event) as run:
+            with audited(host, plan, place.text):
+                result = run_restore(
+                    plan,
+                    repository,
+                    place.spec,
+                    jobs=jobs or (place.loaded.policy.limits.jobs if place.loaded else 2),
+                    clock=host.clock,
+                    emit=run.emit,
+                )
+            run.done(snapshot_id=header.snapshot_id)
         data = {
             "target": plan.target.name,
             "seconds": round(result.seconds, 3),
@@ -136,6 +161,20 @@ def command(
                 click.echo(f"It belongs to {_owner(Path(plan.target.name))}; see that the CRM may use it")
 
         show.result("restored", data, text)
+
+
+@contextmanager
+def audited(host: Wiring, plan: RestorePlan, place: str) -> Iterator[None]:
+    """A restore in the audit log: before it begins, so that one that is killed is there too, and how it ended."""
+    header = plan.header
+    what = {"snapshot": header.snapshot_id, "repository": place, "target": plan.target.name, "replaces": plan.replaces}
+    host.auditor.record("restore", header.policy, what)
+    try:
+        yield
+    except Exception as error:
+        host.auditor.record("restore-ended", header.policy, {**what, "outcome": explain(error).code})
+        raise
+    host.auditor.record("restore-ended", header.policy, {**what, "outcome": "done"})
 
 
 def _owner(path: Path) -> str:

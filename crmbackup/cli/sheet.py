@@ -97,14 +97,21 @@ class Sheet:
         if self.address.startswith("s3:"):
             lines.append(f"  {3 if with_file else 2}. export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=...")
         number = 2 + with_file + self.address.startswith("s3:")
-        # A new server knows none of the old one's roles.
-        target = "restored.db" if self.engine == "sqlite" else "postgresql://USER@HOST/NEW --create --roles create"
+        target = _TARGETS[self.engine]
         return [
             *lines,
             f"  {number}. venv/bin/crmbackup restore --repository {shlex.quote(self.address)} \\",
             f"       --of {shlex.quote(self.policy)} {key}--to {target}",
             *([] if with_file else ["     (it asks for the passphrase)"]),
         ]
+
+
+#: What a new host restores to. A new server knows none of the old one's accounts.
+_TARGETS = {
+    "sqlite": "restored.db",
+    "postgres": "postgresql://USER@HOST/NEW --create --roles create",
+    "mysql": "mysql://USER@HOST/NEW --create --roles create",
+}
 
 
 def _folded(identity: str) -> list[str]:

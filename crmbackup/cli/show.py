@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from crmbackup.cli.options import (
-    is_snapshot_id,
-    key_options,
-    of_option,
-    output_options,
-    repository_option,
-    snapshot_name,
-)
+from crmbackup.cli.options import one_snapshot, policy_and_snapshot
 from crmbackup.cli.render import count, make_show, plural, printable, rows_of, size, table, when
 
 if TYPE_CHECKING:
@@ -24,11 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command("show")
-@click.argument("names", metavar="[POLICY] [SNAPSHOT]", nargs=-1)
-@repository_option
-@of_option
-@key_options
-@output_options
+@one_snapshot(required=False)
 def command(
     names: tuple[str, ...],
     address: str | None,
@@ -45,17 +34,22 @@ def command(
     """
     from crmbackup.cli.lookup import choose_snapshot
     from crmbackup.cli.wiring import Keys, wiring
+    from crmbackup.operations.forget import pin_text
     from crmbackup.operations.manifests import read_body
+    from crmbackup.repository.records import find_pins
 
-    policy, wanted = _policy_and_snapshot(names, with_policy=address is None)
+    policy, wanted = policy_and_snapshot(names, with_policy=address is None)
     with make_show(as_json=as_json, verbose=verbose) as show:
         host = wiring()
         place = host.place(policy, address)
         repository = host.open_reader(place, Keys(identity_file, passphrase_file), need_identity=True)
         header = choose_snapshot(repository, of_policy or place.policy_name, wanted, show.event)
         body = read_body(repository.body(header), header.packs)
+        pins = find_pins(repository, header.policy)
+        pin, doubt = pins.valid.get(header.snapshot_id), pins.doubtful.get(header.snapshot_id)
         data = {
             **vars(header),
+            "pin": vars(pin) if pin else None,
             "packs": len(header.packs),
             "stored_size": header.stored_size,
             "engine_version": body.engine_version,
@@ -67,30 +61,10 @@ def command(
             "not_covered": body.not_covered,
         }
         signer = repository.document.signer_name(bytes.fromhex(header.signer))
-        show.result("snapshot", data, lambda: _text(header, body, signer))
+        show.result("snapshot", data, lambda: _text(header, body, signer, pin_text(pin) if pin else str(doubt or "")))
 
 
-def _policy_and_snapshot(names: tuple[str, ...], *, with_policy: bool) -> tuple[str | None, str]:
-    """Tell the two apart, in either order: whoever has just read a list of snapshots types the id first."""
-    if len(names) > 1 + with_policy:
-        raise click.UsageError(f"Got unexpected extra argument ({names[1 + with_policy]})")
-    if not with_policy:
-        return None, snapshot_name(names[0]) if names else "latest"
-    if not names:
-        raise click.UsageError("Missing argument 'POLICY', or --repository.")
-    if len(names) == 1:
-        return names[0], "latest"
-    policy, wanted = names
-    if not _is_snapshot(wanted) and _is_snapshot(policy):
-        policy, wanted = wanted, policy
-    return policy, snapshot_name(wanted)
-
-
-def _is_snapshot(name: str) -> bool:
-    return name.lower() == "latest" or is_snapshot_id(name.lower())
-
-
-def _text(header: ManifestHeader, body: SnapshotBody, signer: str) -> None:
+def _text(header: ManifestHeader, body: SnapshotBody, signer: str, pinned: str) -> None:
     click.echo(f"Snapshot {header.snapshot_id} of {header.policy}")
     facts = [
         ("kind", header.kind + (f", parent {header.parent}" if header.parent else "")),
@@ -102,9 +76,10 @@ def _text(header: ManifestHeader, body: SnapshotBody, signer: str) -> None:
         ),
         ("signed by", signer),
         ("image", body.digest),
+        *([("kept", pinned)] if pinned else []),
     ]
     for name, value in facts:
-        click.echo(f"  {name:<10} {value}")
+        click.echo(printable(f"  {name:<10} {value}"))
     click.echo()
     columns = [("Table", False), ("Kind", False), ("Rows", True), ("Checksum", False)]
     table(columns, [[t.name, t.kind, count(t.rows), (t.checksum or "-")[:16]] for t in body.tables])

@@ -7,17 +7,21 @@ import os
 import pwd
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from crmbackup import __version__
+from crmbackup.cli.auditing import Auditor
+from crmbackup.cli.engines import Engines
 from crmbackup.cli.hostfiles import HostFiles
 from crmbackup.cli.paths import HostPaths, host_paths
+from crmbackup.core.audit import AuditLog
 from crmbackup.core.clock import Clock, SystemClock
 from crmbackup.core.errors import (
-    CrmBackupError,
     HostKeyMissing,
     IdentityMissing,
     NotARecipient,
@@ -26,16 +30,17 @@ from crmbackup.core.errors import (
     UsageError,
 )
 from crmbackup.core.secrets import FileRef, Secret, SecretRef, resolve
-from crmbackup.engines.base import RestoreOptions, SourceEngine, Target, TargetEngine
 from crmbackup.operations.shipping import StorageSpec
 from crmbackup.repository.identity import Identity
 from crmbackup.repository.repository import Pin, Repository, open_wrapped_identity
-from crmbackup.repository.signing import REJOIN
+from crmbackup.repository.signing import REJOIN, SigningKey
 from crmbackup.storage.address import Address, Credentials, LocalAddress, format_address, parse_address
 from crmbackup.storage.base import Storage
 
 if TYPE_CHECKING:
     from crmbackup.catalog.catalog import Catalog
+    from crmbackup.catalog.inbox import Inbox
+    from crmbackup.catalog.records import Row
     from crmbackup.policy.loader import LoadedPolicy
 
 #: The parts of the environment that crmbackup itself looks at (boto3 reads AWS_* on its own).
@@ -72,7 +77,8 @@ class Place:
 class Wiring:
     """One run's view of this host."""
 
-    def __init__(self, environ: Mapping[str, str], cwd: Path, clock: Clock) -> None:
+    def __init__(self, environ: Mapping[str, str], cwd: Path, clock: Clock, purpose: str = "") -> None:
+        """purpose: the command that runs, for the audit log."""
         self.environ = environ
         self.cwd = cwd
         self.clock = clock
@@ -80,11 +86,21 @@ class Wiring:
         self.tool = f"crmbackup {__version__}"
         self.paths: HostPaths = host_paths(environ, root=os.geteuid() == 0)
         self.files = HostFiles(self.paths)
+        self.engines = Engines(environ, cwd)
+        self.auditor = Auditor(AuditLog(self.paths.audit, clock), self.host, self.operator, purpose)
 
     @property
     def operator(self) -> str | None:
         """Who runs this, as far as the system tells."""
-        return self.environ.get("SUDO_USER") or self.environ.get("LOGNAME") or self.environ.get("USER") or None
+        named = self.environ.get("SUDO_USER") or self.environ.get("LOGNAME") or self.environ.get("USER")
+        with contextlib.suppress(KeyError):  # a user without an entry, as in containers
+            return named or pwd.getpwuid(os.getuid()).pw_name
+        return None
+
+    @property
+    def identity_file(self) -> Path | None:
+        """The identity that the environment names."""
+        return self.cwd / self.environ[IDENTITY_FILE] if self.environ.get(IDENTITY_FILE) else None
 
     # Policies and places
 
@@ -94,6 +110,10 @@ class Wiring:
         from crmbackup.policy.loader import load_policy
 
         return load_policy(find_policy(name, cwd=self.cwd))
+
+    def reports(self, loaded: LoadedPolicy) -> Path:
+        """Where drill reports of a policy are written."""
+        return loaded.policy.drill.reports or self.paths.reports
 
     def place(self, policy: str | None, address: str | None) -> Place:
         """The repository that a command is about. Raises UsageError unless exactly one of the two says which."""
@@ -148,13 +168,24 @@ class Wiring:
         """
         text = self._identity_text(place, keys)
         if text:
-            return Identity.from_text(text.reveal())
+            return self._used(place, Identity.from_text(text.reveal()), "identity")
         passphrase = self.passphrase(place, keys)
         if passphrase is None and ask and sys.stdin.isatty() and any(True for _ in storage.list("keys/")):
-            import click
-
             passphrase = Secret(click.prompt("Passphrase of the identity", hide_input=True, err=True))
-        return open_wrapped_identity(storage, passphrase.reveal()) if passphrase else None
+        if passphrase is None:
+            return None
+        return self._used(place, open_wrapped_identity(storage, passphrase.reveal()), "passphrase")
+
+    def _used(self, place: Place, identity: Identity, by: str) -> Identity:
+        """Note in the audit log that the identity was opened, and what for."""
+        data = {
+            "for": self.auditor.purpose,
+            "by": by,
+            "recipient": identity.recipient.hex()[:16],
+            "repository": place.text,
+        }
+        self.auditor.record("key-use", place.policy_name, data)
+        return identity
 
     def _identity_text(self, place: Place, keys: Keys) -> Secret | None:
         if keys.identity_file:
@@ -203,6 +234,10 @@ class Wiring:
             )
         return repository
 
+    def open_keyless(self, place: Place) -> Repository:
+        """The repository for reading what is public. No identity is looked for, whatever the policy names."""
+        return self.opened(place.spec.open(read_only=True), None, self.files.pin(place.text))
+
     def opened(self, storage: Storage, identity: Identity | None, pin: Pin | None = None) -> Repository:
         """The repository, its document verified. Raises NotARecipient for an identity that is another repository's."""
         try:
@@ -234,96 +269,73 @@ class Wiring:
             self.files.save_pin(place.text, repository.pin)
         return repository
 
-    # Engines and catalog
+    def open_keeper(self, place: Place, keys: Keys, *, read_only: bool = False, need_trust: bool = True) -> Repository:
+        """The repository for pins and for deleting: needs no key, but something that tells whose repository it is.
 
-    def source(self, loaded: LoadedPolicy, key: bytes) -> SourceEngine:
-        """The engine for a policy's source. Raises UsageError, SecretUnavailable."""
-        settings = loaded.policy.source
-        if settings.type == "sqlite":
-            from crmbackup.engines.sqlite.engine import SqliteSource
-            from crmbackup.engines.sqlite.reader import Source
-
-            source = Source(settings.path, settings.busy_timeout.total_seconds(), settings.encrypted)
-            return SqliteSource(source, settings.checksums, key)
-        with _driver("postgres"):
-            from crmbackup.engines.postgres.connection import parse_server
-            from crmbackup.engines.postgres.engine import PostgresSource, Settings
-
-        password = resolve(settings.password, self.environ) if settings.password else None
-        return PostgresSource(
-            parse_server(settings.url, password),
-            Settings(settings.lock_timeout.total_seconds(), settings.passwords, settings.programs),
-        )
-
-    def drill_engine(self, name: str, loaded: LoadedPolicy) -> TargetEngine:
-        """The engine that rebuilds snapshots of that engine for a drill. Raises UsageError for an unknown one."""
-        return self._target_engine(name, loaded, drill=True)
-
-    def target(self, to: str, options: RestoreOptions, loaded: LoadedPolicy | None) -> Target:
-        """The database that --to names. Raises UsageError."""
-        if is_server(to):
-            return self._target_engine("postgres", loaded).target(to, options)
-        return self._target_engine("sqlite", loaded).target(str(self.cwd / Path(to).expanduser()), options)
-
-    @staticmethod
-    def require_engine(engine: str, to: str) -> None:
-        """The snapshot fits what --to names. Raises UsageError."""
-        if (engine == "postgres") != is_server(to):
-            raise UsageError(
-                f"a snapshot of engine {engine} cannot be restored to {to}",
-                hint="name a database, such as postgresql://user@host/name"
-                if engine == "postgres"
-                else "name the file to make",
+        need_trust: this host must have made or joined it, or have the identity: else a thief's repository.json would
+        decide whose snapshots count.
+        """
+        storage = place.spec.open(read_only=read_only)
+        pin = self.files.pin(place.text)
+        identity = self.identity(place, storage, keys, ask=False) if pin is None and need_trust else None
+        repository = self.opened(storage, identity, pin)
+        if need_trust and pin is None and identity is None:
+            raise HostKeyMissing(
+                f"this host does not know the repository at {storage.location}",
+                why="nothing here tells that it is yours",
+                hint=f"give --identity-file or --passphrase-file, or {REJOIN}",
             )
+        return repository
 
-    def _target_engine(self, name: str, loaded: LoadedPolicy | None, *, drill: bool = False) -> TargetEngine:
-        if name == "sqlite":
-            from crmbackup.engines.sqlite.target import SqliteTargetEngine
+    def author(self, repository: Repository) -> SigningKey:
+        """Who signs what this host writes: the host, if the repository lists it, else the owner by the identity."""
+        host_key = self.files.host_key()
+        if host_key and repository.document.trusts(host_key.public):
+            return host_key.public, host_key.sign
+        if repository.identity is None:
+            raise HostKeyMissing("this host's key is not listed in the repository", hint=REJOIN)
+        return repository.identity.owner, repository.identity.owner_key.sign
 
-            return SqliteTargetEngine()
-        if name != "postgres":
-            raise UsageError(f"this crmbackup cannot restore snapshots of engine {name!r}", hint="install a newer one")
-        with _driver("postgres"):
-            from crmbackup.engines.postgres.connection import parse_server
-            from crmbackup.engines.postgres.target import PostgresTargetEngine
-
-        policy = loaded.policy if loaded else None
-        source = policy.source if policy and policy.source.type == "postgres" else None
-        programs = source.programs if source else None
-        if drill and policy and policy.drill.target != "ephemeral":
-            reference = policy.drill.target_password
-            password = resolve(reference, self.environ) if reference else None
-            return PostgresTargetEngine(None, programs, drill_server=parse_server(policy.drill.target, password))
-        return PostgresTargetEngine(None, programs)
+    # Catalog
 
     def catalog(self, loaded: LoadedPolicy | None) -> Catalog:
         """The catalog of a policy, or this host's. Raises LocalError."""
         from crmbackup.catalog.catalog import Catalog
         from crmbackup.core.files import make_private_directory
 
-        setting = loaded.policy.catalog.url if loaded and loaded.policy.catalog else None
+        setting = _catalog_setting(loaded)
         if setting is None:
             make_private_directory(self.paths.catalog.parent)
-            return Catalog(f"sqlite:///{self.paths.catalog}")
+            catalog = Catalog(f"sqlite:///{self.paths.catalog}")
+            try:
+                self._inbox().empty(lambda rows: catalog.record(*rows))
+            except BaseException:
+                catalog.close()
+                raise
+            return catalog
         return Catalog(setting if isinstance(setting, str) else resolve(setting, self.environ).reveal())
 
+    def record(self, loaded: LoadedPolicy | None, *rows: Row) -> None:
+        """Put rows into the catalog of a policy; into this host's at the latest when somebody reads it.
 
-def is_server(to: str) -> bool:
-    """Whether --to names a database of a server, not a file."""
-    return to.startswith(("postgresql://", "postgres://"))
+        Raises LocalError, KeyProblem.
+        """
+        from crmbackup.catalog.inbox import LIMIT
+
+        if _catalog_setting(loaded) is None and self._inbox().add(rows) < LIMIT:
+            return
+        with contextlib.closing(self.catalog(loaded)) as catalog:
+            if _catalog_setting(loaded) is not None:
+                catalog.record(*rows)
+
+    def _inbox(self) -> Inbox:
+        from crmbackup.catalog.inbox import Inbox
+
+        return Inbox(self.paths.catalog_inbox, self.clock)
 
 
-@contextlib.contextmanager
-def _driver(extra: str) -> Iterator[None]:
-    """Importing an engine whose packages this host may lack."""
-    try:
-        yield
-    except ImportError as error:
-        raise UsageError(
-            f"this host lacks a package for {extra} databases",
-            why=str(error),
-            hint=f"pip install 'crmbackup[{extra}]'",
-        ) from error
+def _catalog_setting(loaded: LoadedPolicy | None) -> str | SecretRef | None:
+    return loaded.policy.catalog.url if loaded and loaded.policy.catalog else None
 
 
 def wiring() -> Wiring:
@@ -337,14 +349,10 @@ def wiring() -> Wiring:
         cwd = Path.cwd()
     except OSError as error:
         raise UsageError("the current directory cannot be used", why=error.strerror or "", hint="cd / first") from error
-    return Wiring(environ, cwd, SystemClock())
+    context = click.get_current_context(silent=True)
+    return Wiring(environ, cwd, SystemClock(), context.command_path.partition(" ")[2] if context else "")
 
 
 def is_local(place: Place) -> bool:
     """Whether the repository is a directory."""
     return isinstance(place.address, LocalAddress)
-
-
-def describe(error: CrmBackupError) -> str:
-    """One line for a catalog or a log."""
-    return f"{error.code}: {error}"

@@ -36,6 +36,19 @@ class SystemClock:
         time.sleep(seconds)
 
 
+class Stopwatch:
+    """Measures from a moment on by whichever clock ran further: the monotonic one stops while a machine sleeps."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._monotonic = clock.monotonic()
+        self._wall = clock.now()
+
+    def seconds(self) -> float:
+        """Seconds since it was made."""
+        return max(self._clock.monotonic() - self._monotonic, (self._clock.now() - self._wall).total_seconds())
+
+
 def to_text(moment: datetime) -> str:
     """An aware moment as ISO 8601 in UTC to the microsecond, ending in Z; the form used in every stored document."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

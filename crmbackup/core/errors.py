@@ -12,18 +12,19 @@ next. Families decide the exit code, in one place: `crmbackup.cli.exit_codes`.
       StorageError          the place where objects are kept
         StorageUnavailable, StorageDenied, StorageFull, StorageMisconfigured, ObjectNotFound, ObjectExists
       RepositoryError       what is kept there
-        RepositoryMissing, RepositoryExists, RepositoryTooNew, SnapshotNotFound
+        RepositoryMissing, RepositoryExists, RepositoryTooNew, SnapshotNotFound, TooMuchToDelete
         IntegrityError      bytes that are not what was written, or not by whom it should have been
           ObjectDamaged, PackMissing, UntrustedSignature
       KeyProblem             secrets
         WrongPassphrase, IdentityMissing, IdentityInvalid, NotARecipient, HostKeyMissing, SecretUnavailable
       LocalError            this machine
-        TargetExists, DiskFull, LocalDenied, ProgramMissing
+        TargetExists, DiskFull, LocalDenied, ProgramMissing, HookFailed, NotifyFailed
       TargetError           the database server that is restored to
         TargetUnavailable, TargetDenied
       Locked                another run holds the lock
       VerificationFailed    a drill or check found a difference
       ObjectivesMissed      a drill's data is right, but later or older than the policy allows
+      AttentionNeeded       a look at how things stand found something to mend
       Interrupted           a signal asked us to stop
 """
 
@@ -217,6 +218,12 @@ class SnapshotNotFound(RepositoryError):
     code = "snapshot-not-found"
 
 
+class TooMuchToDelete(RepositoryError):
+    """Garbage collection would delete more than one run may."""
+
+    code = "too-much-to-delete"
+
+
 class IntegrityError(RepositoryError):
     """Bytes in the repository are not what was written, or not by whom they should have been."""
 
@@ -313,6 +320,18 @@ class ProgramMissing(LocalError):
     code = "program-missing"
 
 
+class HookFailed(LocalError):
+    """A program of the policy's hooks failed, or took too long."""
+
+    code = "hook-failed"
+
+
+class NotifyFailed(LocalError):
+    """A message, a ping or the metrics did not get where they should."""
+
+    code = "notify-failed"
+
+
 class TargetError(CrmBackupError):
     """The database server that is restored to does not take something."""
 
@@ -348,6 +367,12 @@ class ObjectivesMissed(CrmBackupError):
     """The data is right, but the recovery took longer, or lost more, than the policy's objectives allow."""
 
     code = "objectives-missed"
+
+
+class AttentionNeeded(CrmBackupError):
+    """Something that was looked at is not as it should be."""
+
+    code = "attention"
 
 
 class Interrupted(CrmBackupError):

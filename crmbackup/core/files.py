@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 from pathlib import Path
 
+from crmbackup.core.clock import Clock
 from crmbackup.core.errors import DiskFull, LocalDenied, LocalError
 
 PRIVATE_DIR = 0o700
 PRIVATE_FILE = 0o600
+#: How long to wait for another process that holds a file for the milliseconds of a write.
+LOCK_SECONDS = 10.0
+_LOCK_PAUSE = 0.02
 
 
 def local_error(error: OSError, doing: str) -> LocalError:
@@ -57,3 +62,16 @@ def write_durably(path: Path, data: bytes, mode: int = PRIVATE_FILE) -> None:
         sync_directory(path.parent)
     except OSError as error:
         raise local_error(error, f"write {path}") from error
+
+
+def lock_file(descriptor: int, path: Path, clock: Clock) -> None:
+    """Keep other processes that do the same out until the file is closed. Raises LocalError after `LOCK_SECONDS`."""
+    deadline = clock.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if clock.monotonic() >= deadline:
+                raise LocalError(f"cannot write {path}", why="another process keeps it locked") from error
+            clock.sleep(_LOCK_PAUSE)

@@ -14,13 +14,13 @@ Chunks are known to engines by number only: numbers below `Parent.chunks` are th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from crmbackup.core.clock import Clock
 from crmbackup.core.events import Emit
@@ -58,15 +58,24 @@ class Slice(Protocol):
         ...
 
 
+class ParentChunk(NamedTuple):
+    """A chunk of the parent, by its number there; size in bytes."""
+
+    number: int
+    size: int
+
+
 @dataclass(frozen=True)
 class SliceData:
-    """One chunk that a worker read. `facts` go back to the engine's `finish`, picklable."""
+    """One chunk that a worker read. `facts` go back to the engine's `shipped`, picklable. payload: its bytes; or which
+    chunk of the parent has just these bytes, where the engine knows that without making them.
+    """
 
-    payload: bytes | bytearray | memoryview
+    payload: bytes | bytearray | memoryview | ParentChunk
     facts: object
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A part of a table with a digest of its own: rows with `low` < key <= `high`; None is open-ended.
 
@@ -174,12 +183,17 @@ class CheckOutcome:
 
 @dataclass(frozen=True)
 class Verification:
-    """What a restored database was seen to hold, measured as the snapshot was."""
+    """What a restored database was seen to hold, measured as the snapshot was.
+
+    left_out: what a drill keeps from coming back lest it act, each with the reason: names of tables as in their records,
+    or other words. schema then has "without", and is compared with what the snapshot's has under "drilled".
+    """
 
     engine_version: str
     tables: Sequence[TableRecord]
     schema: Mapping[str, object]
     checks: Sequence[CheckOutcome] = field(default_factory=tuple)
+    left_out: Sequence[tuple[str, str]] = field(default_factory=tuple)
 
 
 class Restore(ABC):
@@ -207,7 +221,7 @@ class RestoreOptions:
 
     content: "all", "schema" or "data". create: make the database first. roles: "restore" gives objects to their owners
     and refuses where one is missing, "create" makes missing ones without a password, "ignore" leaves all to whoever
-    restores.
+    restores. foreign_keys: "check" ends the restore at one that the rows break, "not-valid" makes it for new rows only.
     """
 
     overwrite: bool = False
@@ -215,6 +229,7 @@ class RestoreOptions:
     tables: tuple[str, ...] = ()
     content: str = "all"
     roles: str = "restore"
+    foreign_keys: str = "check"
 
 
 class Target(ABC):
@@ -288,6 +303,12 @@ class SourceEngine(ABC):
     def preflight(self, jobs: int) -> int:
         """Look at the source before any worker starts: raises SourceError; gives how many workers can share a view."""
 
+    def programs(self, *, drills: bool) -> Sequence[str]:
+        """After `preflight`: the programs and libraries on this host that backups of the source need, with versions;
+        with `drills` also those that a drill on this host needs. Raises ProgramMissing.
+        """
+        return ()
+
     @abstractmethod
     def open_snapshot(
         self, workers: Workers, parent: Parent | None, state: Path, clock: Clock, emit: Emit
@@ -304,6 +325,16 @@ class TargetEngine(ABC):
     @abstractmethod
     def target(self, address: str, options: RestoreOptions) -> Target:
         """The database that `address` names: a file, or a URL. Raises UsageError for what this engine cannot do."""
+
+    @abstractmethod
+    def touched(
+        self, layout: Mapping[str, Any], damaged: Collection[int], read: Callable[[int], bytes | None]
+    ) -> Sequence[str]:
+        """What of a snapshot lies in damaged chunks: names of tables, or other words where there is no table.
+
+        damaged: their numbers in the layout. read: gives the bytes of another chunk, None where they cannot be had; it
+        may be asked for all of them. Raises ObjectDamaged for a layout that cannot be read.
+        """
 
     @abstractmethod
     def isolated(

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import chain
 
 from crmbackup.core.clock import Clock
 from crmbackup.core.errors import LocalError, SourceShrank
 from crmbackup.core.events import Emit, Notice, PhaseEnded, PhaseStarted, Progress, Warned
-from crmbackup.engines.base import Image, Parent, Slice, Snapshot, SourceEngine
+from crmbackup.engines.base import Image, Parent, Slice, Snapshot, SourceEngine, Workers
 from crmbackup.operations.manifests import total_rows, write_body
 from crmbackup.operations.shipping import BATCH_BYTES, BatchResult, ShipContext, StorageSpec, prepare, ship
 from crmbackup.operations.state import PolicyState, Remembered
 from crmbackup.operations.workers import ProcessWorkers
-from crmbackup.repository.chunks import ChunkRef, PackInfo
+from crmbackup.repository.chunks import ChunkIndex, ChunkRef, ChunkTable, PackInfo
 from crmbackup.repository.manifest import ManifestHeader
 from crmbackup.repository.repository import Repository
 
+#: Bytes of slices that a batch has at least, as long as there are so many: small packs cost storage and requests.
+_LEAST_BATCH = 4 * 1024 * 1024
 #: Batches that wait beside those at work, for each worker: enough that none idles, few enough to bound memory.
 _QUEUED = 2
 
@@ -30,7 +35,8 @@ class BackupJob:
 
     make_source: gives the engine for a chunk key. kind: "full" or "incremental", as asked or as the schedule calls
     for; an incremental becomes full, with a reason, when there is nothing to build on. max_shrink: share (0..1) of
-    bytes or rows that may be lost since the last snapshot; None allows any.
+    bytes or rows that may be lost since the last snapshot; None allows any. damaged: names of packs that a check on
+    this host found damaged. make_workers: gives that many workers.
     """
 
     policy: str
@@ -47,11 +53,16 @@ class BackupJob:
     tool: str
     clock: Clock
     emit: Emit
+    damaged: Collection[str] = ()
+    make_workers: Callable[[int], AbstractContextManager[Workers]] = ProcessWorkers
 
 
 @dataclass(frozen=True)
 class BackupResult:
-    """A committed snapshot. read: bytes read in slices; added: bytes written to storage; why: of the kind."""
+    """A committed snapshot. read: bytes read in slices; added: bytes written to storage; why: of the kind.
+
+    snapshots: how many of the policy the repository holds now; oldest: the moment of the first of them.
+    """
 
     header: ManifestHeader
     image: Image
@@ -60,6 +71,8 @@ class BackupResult:
     seconds: float
     rows: int | None
     why_full: str
+    snapshots: int
+    oldest: datetime
 
 
 def run_backup(job: BackupJob) -> BackupResult:
@@ -70,7 +83,8 @@ def run_backup(job: BackupJob) -> BackupResult:
     began = job.clock.monotonic()
     started = job.clock.now()
     job.repository.require_writer()
-    stored, condemned = job.repository.packs(), job.repository.condemned()
+    condemned = job.repository.condemned()  # before the packs: a collector removes a pack before its mark
+    stored = job.repository.packs()
     history = job.repository.snapshots(job.policy)
     for problem in history.problems:
         job.emit(Warned(problem.code, str(problem), problem.hint))
@@ -79,18 +93,23 @@ def run_backup(job: BackupJob) -> BackupResult:
     source = job.make_source(key)
     jobs = source.preflight(job.jobs)
     # A run that died between its commit and the end left notes on packs that are no leftovers: a full shares none.
-    committed = {pack.pack_id for header in history.headers for pack in header.packs}
-    pending = job.state.pending(stored, condemned | committed)
+    pending = job.state.pending(stored, condemned)
+    if pending:
+        noted = {chunk.pack_id for chunk in pending.values()}
+        committed = {p.pack_id for header in history.headers for p in header.packs if p.pack_id in noted}
+        left = ChunkTable()
+        left.extend(chunk for chunk in pending.values() if chunk.pack_id not in committed)
+        pending = ChunkIndex(left)
     if pending:
         job.emit(Notice(f"{len(pending)} chunks of an interrupted run are reused"))
     context = ShipContext(job.storage, tuple(job.repository.recipients), key, job.level, pending)
     # What is read again and is as it was need not be stored again. A full snapshot trusts nothing that is older.
-    known = {chunk.chunk_id: chunk for chunk in remembered.chunks} | pending if remembered else pending
+    known = _index(remembered.chunks, pending.values()) if remembered else pending
     snapshot_id = os.urandom(8).hex()
     directory = job.state.prepare(snapshot_id)
     parent = Parent(remembered.directory, len(remembered.chunks), remembered.layout) if remembered else None
     last = history.headers[-1] if history.headers else None
-    with ProcessWorkers(jobs) as workers:
+    with job.make_workers(jobs) as workers:
         workers.each(prepare, replace(context, known=known))
         with source.open_snapshot(workers, parent, directory, job.clock, job.emit) as snapshot:
             if snapshot.full_because:
@@ -104,13 +123,14 @@ def run_backup(job: BackupJob) -> BackupResult:
     rows = total_rows(image.tables)
     _refuse_shrunken(job, "rows", rows, job_rows(job))
     old_chunks = remembered.chunks if remembered else ()
-    chunks = [_chunk(number, old_chunks, shipped.chunks) for number in image.chunks]
+    chunks = ChunkTable()
+    chunks.extend(_chunk(number, old_chunks, shipped.chunks) for number in image.chunks)
     sizes = (
         {pack.pack_id: pack.size for pack in (remembered.packs if remembered else ())}
         | shipped.sizes
         | {chunk.pack_id: stored[chunk.pack_id] for chunk in pending.values()}
     )
-    packs = [PackInfo(pack_id, sizes[pack_id]) for pack_id in dict.fromkeys(chunk.pack_id for chunk in chunks)]
+    packs = [PackInfo(pack_id, sizes[pack_id]) for pack_id in chunks.by_pack()]
     header = ManifestHeader(
         repository_id=job.repository.document.repository_id,
         snapshot_id=snapshot_id,
@@ -129,8 +149,7 @@ def run_backup(job: BackupJob) -> BackupResult:
         packs=tuple(packs),
         signer="",
     )
-    reused = {pack.pack_id for pack in packs} - shipped.sizes.keys()
-    header = job.repository.commit(header, write_body(key, chunks, packs, image, info), reused)
+    header = job.repository.commit(header, write_body(key, chunks, packs, image, info), job.clock)
     try:
         job.state.remember(
             directory,
@@ -146,13 +165,29 @@ def run_backup(job: BackupJob) -> BackupResult:
     except LocalError as problem:
         # The snapshot is there and whole: a failed run would be a lie, and the next one can do without our memory.
         job.emit(Warned("state-not-saved", f"the snapshot is complete, but this host {problem}", problem.hint))
-    return BackupResult(header, image, shipped.read, header.added_size, job.clock.monotonic() - began, rows, why_full)
+    return BackupResult(
+        header,
+        image,
+        shipped.read,
+        header.added_size,
+        job.clock.monotonic() - began,
+        rows,
+        why_full,
+        len(history.headers) + 1,
+        min([header.captured, *(each.captured for each in history.headers[:1])]),
+    )
 
 
 def job_rows(job: BackupJob) -> int | None:
     """Rows of the last snapshot that this host remembers."""
     remembered = job.state.remembered()
     return remembered.rows if remembered else None
+
+
+def _index(*chunks: Iterable[ChunkRef]) -> ChunkIndex:
+    table = ChunkTable()
+    table.extend(chain.from_iterable(chunks))
+    return ChunkIndex(table)
 
 
 def _chunk(number: int, old: Sequence[ChunkRef], new: Sequence[ChunkRef]) -> ChunkRef:
@@ -187,6 +222,16 @@ def _parent(
             )
         )
         return None, "packs of the last snapshot are missing"
+    damaged = [pack for pack in remembered.packs if pack.pack_id in job.damaged]
+    if damaged:
+        job.emit(
+            Warned(
+                "packs-damaged",
+                f"a check found packs of the last snapshot damaged: {len(damaged)}",
+                "bring them back from a copy, if there is one; this run takes a full snapshot, which reuses nothing of them",
+            )
+        )
+        return None, "packs of the last snapshot are damaged"
     return remembered, ""
 
 
@@ -209,17 +254,17 @@ class _Shipped:
         """first: the number of the first new chunk."""
         self._job = job
         self._first = first
-        self.chunks: list[ChunkRef] = []
+        self.chunks = ChunkTable()
         self.sizes: dict[str, int] = {}
         self.read = 0
 
-    def ship_all(self, workers: ProcessWorkers, snapshot: Snapshot) -> None:
+    def ship_all(self, workers: Workers, snapshot: Snapshot) -> None:
         """Ship every slice of the snapshot."""
         slices = snapshot.slices()
         began = self._job.clock.monotonic()
         waiting: deque[tuple[int, Future[BatchResult]]] = deque()
         number = 0
-        for batch in _batches(slices):
+        for batch in _batches(slices, snapshot, workers.count):
             if number == 0:
                 self._job.emit(PhaseStarted("ship", snapshot.read_size))
             waiting.append((number, workers.submit(ship, batch)))
@@ -231,6 +276,13 @@ class _Shipped:
         if number:
             self._job.emit(PhaseEnded("ship", self._job.clock.monotonic() - began))
 
+    def _number(self, chunk: ChunkRef | int) -> int:
+        """A chunk's, as the engine knows it; the parent's have theirs already."""
+        if isinstance(chunk, int):
+            return chunk
+        self.chunks.extend((chunk,))
+        return self._first + len(self.chunks) - 1
+
     def _take(self, waiting: deque[tuple[int, Future[BatchResult]]], snapshot: Snapshot) -> None:
         """Gather the batches that are done, waiting for at least one."""
         wait([future for _, future in waiting], return_when=FIRST_COMPLETED)
@@ -241,22 +293,22 @@ class _Shipped:
                 self.sizes[pack.pack_id] = pack.size
                 self._job.state.note_pack(pack, own)
             for offset, chunks in enumerate(result.slices):
-                number = self._first + len(self.chunks)
-                self.chunks += [chunk for chunk, _ in chunks]
-                snapshot.shipped(first + offset, [(number + n, facts) for n, (_, facts) in enumerate(chunks)])
+                snapshot.shipped(first + offset, [(self._number(chunk), facts) for chunk, facts in chunks])
             self.read += result.read
             self._job.emit(Progress("ship", result.read))
 
 
-def _batches(slices: Iterator[Slice]) -> Iterator[list[Slice]]:
-    """Group slices so that each group fills about one pack."""
+def _batches(slices: Iterator[Slice], snapshot: Snapshot, workers: int) -> Iterator[list[Slice]]:
+    """Group slices so that each group fills about one pack. The last ones are smaller, so that all workers end together."""
     batch: list[Slice] = []
-    size = 0
+    given = size = 0
     for item in slices:
         batch.append(item)
         size += item.size
-        if size >= BATCH_BYTES:
+        left = snapshot.read_size - given
+        if size >= min(BATCH_BYTES, max(_LEAST_BATCH, left // workers)):
             yield batch
+            given += size
             batch, size = [], 0
     if batch:
         yield batch

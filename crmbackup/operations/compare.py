@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from crmbackup.engines.base import Segment, TableRecord, Verification
 from crmbackup.reports.drill import CheckResult, ObjectCount, SchemaResult, TableResult
 
 
-def compare_tables(expected: Sequence[TableRecord], actual: Sequence[TableRecord]) -> list[TableResult]:
-    """One result for each table of either side that holds rows, in the snapshot's order."""
+def compare_tables(
+    expected: Sequence[TableRecord], actual: Sequence[TableRecord], left_out: Mapping[str, str] = MappingProxyType({})
+) -> list[TableResult]:
+    """One result for each table of either side that holds rows, in the snapshot's order.
+
+    left_out: names of those that need not be in the restored database, each with the reason.
+    """
     found = {table.name: table for table in actual if not _is_view_of_others(table)}
-    results = [_compare(record, found.pop(record.name, None)) for record in expected if not _is_view_of_others(record)]
+    results = [
+        _compare(record, found.pop(record.name, None), left_out)
+        for record in expected
+        if not _is_view_of_others(record)
+    ]
     results += [
         TableResult(
             table.name,
@@ -47,7 +57,7 @@ def _is_view_of_others(table: TableRecord) -> bool:
     return table.kind == "virtual" and not table.unreadable
 
 
-def _compare(expected: TableRecord, actual: TableRecord | None) -> TableResult:
+def _compare(expected: TableRecord, actual: TableRecord | None, left_out: Mapping[str, str]) -> TableResult:
     def result(status: str, detail: str) -> TableResult:
         return TableResult(
             name=expected.name,
@@ -60,6 +70,8 @@ def _compare(expected: TableRecord, actual: TableRecord | None) -> TableResult:
             detail=detail or None,
         )
 
+    if actual is None and expected.name in left_out:
+        return result("left-out", left_out[expected.name])
     if actual is None:
         return result("missing", "it is not in the restored database")
     if expected.unreadable:
@@ -76,7 +88,9 @@ def _compare(expected: TableRecord, actual: TableRecord | None) -> TableResult:
         return result("mismatch", _where(expected, actual) or "other rows")
     if expected.rows is None:
         return result("match", expected.reason)
-    return result("match", "" if expected.checksum else "rows counted; no checksum was taken (checksums: pages)")
+    return result(
+        "match", actual.reason if expected.checksum else "rows counted; no checksum was taken (checksums: pages)"
+    )
 
 
 def _where(expected: TableRecord, actual: TableRecord) -> str:
@@ -98,6 +112,10 @@ def _range(segment: Segment) -> str:
 def compare_schema(expected: Mapping[str, Any], actual: Verification) -> SchemaResult:
     """Digest and numbers of the objects, and settings that differ."""
     found: Mapping[str, Any] = actual.schema
+    if found.get("without"):
+        drilled: Mapping[str, Any] = expected.get("drilled", {})
+        if drilled.get("without") == found["without"]:
+            expected = {**expected, **drilled}
     kinds = sorted({*expected["objects"], *found["objects"]})
     counts = tuple(ObjectCount(kind, expected["objects"].get(kind, 0), found["objects"].get(kind, 0)) for kind in kinds)
     return SchemaResult(

@@ -9,15 +9,15 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from crmbackup.core.canonical import canonical_json
 from crmbackup.core.clock import Clock
-from crmbackup.core.errors import CrmBackupError, IntegrityError, SnapshotNotFound
-from crmbackup.core.events import Emit, Notice
+from crmbackup.core.errors import CrmBackupError, IntegrityError, SnapshotNotFound, StorageError
+from crmbackup.core.events import Emit, Notice, Warned
 from crmbackup.core.files import local_error, write_durably
 from crmbackup.engines.base import CheckOutcome, IsolatedTarget, Target, TargetEngine
 from crmbackup.operations.assertions import check_assertion
@@ -31,7 +31,9 @@ from crmbackup.reports import drill as reports
 from crmbackup.reports.html import render_html
 from crmbackup.reports.signing import sign_report, signature_of
 from crmbackup.repository.manifest import ManifestHeader
+from crmbackup.repository.records import DrillRecord, put_drill
 from crmbackup.repository.repository import Repository, Snapshots, find_snapshot
+from crmbackup.repository.signing import SigningKey
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class DrillJob:
     jobs: int
     host: str
     tool: str
-    signer: Callable[[Repository], tuple[bytes, Callable[[bytes], bytes]]]
+    signer: Callable[[Repository], SigningKey]
     verify_command: str
     clock: Clock
     emit: Emit
@@ -98,6 +100,7 @@ class _Drill:
     checks: list[reports.CheckResult] = field(default_factory=list)
     assertions: list[reports.AssertionResult] = field(default_factory=list)
     engine_version: str | None = None
+    left_out: Sequence[tuple[str, str]] = ()
     compared: bool = False
     error: CrmBackupError | None = None
 
@@ -193,7 +196,8 @@ def _validate(drill: _Drill, body: SnapshotBody, target: Target) -> None:
         drill.engine_version = seen.engine_version
         drill.checks += [_accepted(check, job) for check in seen.checks]
         drill.checks += compare_virtual(body.tables, seen.tables)
-        drill.tables = compare_tables(body.tables, seen.tables)
+        drill.left_out = seen.left_out
+        drill.tables = compare_tables(body.tables, seen.tables, dict(seen.left_out))
         if body.schema:
             drill.schema = compare_schema(body.schema, seen)
     with drill.phase("assertions"):
@@ -224,7 +228,40 @@ def _write(drill: _Drill, repository: Repository) -> DrillResult:
     write_durably(json_path, canonical_json(document) + b"\n", mode=0o644)
     page = render_html(report, signature, job.verify_command.replace("REPORT", str(json_path)))
     write_durably(html_path, page.encode("utf-8"), mode=0o644)
+    _record(drill, repository, report, signature.report_sha256, (public, sign))
     return DrillResult(report, json_path, html_path, signature.report_sha256, drill.error)
+
+
+def _record(
+    drill: _Drill, repository: Repository, report: reports.DrillReport, report_sha256: str, author: SigningKey
+) -> None:
+    """Say in the repository what was drilled and how it went: retention keeps what was proved, on every host."""
+    if drill.header is None:
+        return
+    record = DrillRecord(
+        policy=drill.job.policy,
+        drill_id=drill.id,
+        snapshot_id=drill.header.snapshot_id,
+        started=drill.started,
+        finished=report.finished_at,
+        passed=report.passed,
+        objectives=report.verdicts.objectives,
+        rto=drill.objectives.rto_actual_s,
+        report_sha256=report_sha256,
+        host=drill.job.host,
+    )
+    try:
+        with closing(drill.job.storage.open()) as storage:
+            put_drill(Repository(storage, repository.document), record, author)
+    except StorageError as error:
+        drill.job.emit(
+            Warned(
+                "drill-not-recorded",
+                f"the repository does not know of this drill: {error}",
+                "let this host write below drills/; until then retention does not protect what the drill proved, and status "
+                "and monitor do not see it",
+            )
+        )
 
 
 def _report(drill: _Drill, repository: Repository) -> reports.DrillReport:
@@ -292,14 +329,21 @@ def _not_covered(drill: _Drill) -> Iterator[reports.NotCovered]:
     body = drill.body
     for name, reason in body.not_covered if body else ():
         yield reports.NotCovered(name, reason)
+    for name, reason in drill.left_out:
+        yield reports.NotCovered(name, reason)
     yield reports.NotCovered("files beside the database", "uploads, attachments and configuration are not in snapshots")
 
 
 def _previous(job: DrillJob) -> str | None:
     """The digest of this policy's last report in the directory, so that reports form a chain."""
-    names = f"{'?' * 16}-{job.policy}-{'?' * 16}.json"  # time and id have fixed lengths, policies any
-    found = sorted(job.reports.glob(names)) if job.reports.is_dir() else []
+    found = report_paths(job.reports, job.policy)
     try:
         return str(json.loads(found[-1].read_bytes())["report_sha256"]) if found else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def report_paths(directory: Path, policy: str) -> list[Path]:
+    """The reports of a policy's drills, the oldest first. A directory that is not there has none."""
+    names = f"{'?' * 16}-{policy}-{'?' * 16}.json"  # time and id have fixed lengths, policies any
+    return sorted(directory.glob(names)) if directory.is_dir() else []

@@ -8,7 +8,7 @@ from typing import Any
 
 from crmbackup.core.errors import ObjectDamaged
 from crmbackup.engines.base import Image, Segment, SourceInfo, TableRecord
-from crmbackup.repository.chunks import ChunkRef, PackInfo, decode_chunks, encode_chunks
+from crmbackup.repository.chunks import ChunkRef, ChunkTable, PackInfo, decode_chunks, encode_chunks
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class SnapshotBody:
     """The sealed part of a snapshot, read."""
 
     chunk_key: bytes
-    chunks: tuple[ChunkRef, ...]
+    chunks: ChunkTable
     layout: Mapping[str, Any]
     digest: str
     tables: tuple[TableRecord, ...]
@@ -61,7 +61,7 @@ def read_body(body: Mapping[str, Any], packs: Sequence[PackInfo]) -> SnapshotBod
     try:
         return SnapshotBody(
             chunk_key=bytes.fromhex(body["chunk_key"]),
-            chunks=tuple(decode_chunks(body["chunks"], packs)),
+            chunks=decode_chunks(body["chunks"], packs),
             layout=body["layout"],
             digest=str(body["digest"]),
             tables=tuple(_read_table(table) for table in body["tables"]),

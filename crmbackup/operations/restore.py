@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, as_completed
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from crmbackup.core.clock import Clock
 from crmbackup.core.errors import IdentityMissing, ObjectDamaged
 from crmbackup.core.events import Emit, PhaseEnded, PhaseStarted, Progress
+from crmbackup.engines.ahead import begun_ahead
 from crmbackup.engines.base import Restore, TableRecord, Target
 from crmbackup.operations.manifests import SnapshotBody, read_body
 from crmbackup.operations.shipping import PackRead, StorageSpec, UnshipContext, prepare, unship
 from crmbackup.operations.workers import ProcessWorkers
-from crmbackup.repository.chunks import ChunkRef
 from crmbackup.repository.manifest import ManifestHeader
 from crmbackup.repository.repository import Repository
 
@@ -56,6 +55,11 @@ class RestoreResult:
     raw: int
     frames: int
 
+    def with_pack(self, read: PackRead) -> RestoreResult:
+        """The same and one more pack."""
+        stored, raw, frames = self.stored + read.stored, self.raw + read.raw, self.frames + read.frames
+        return RestoreResult(self.seconds, self.packs + 1, stored, raw, frames)
+
 
 def plan_restore(
     repository: Repository, header: ManifestHeader, target: Target, now: datetime, *, replaces: bool = False
@@ -83,7 +87,8 @@ def run_restore(
         raise IdentityMissing("restoring needs the identity", hint="give --identity-file or a passphrase")
     began = clock.monotonic()
     context = UnshipContext(storage, repository.identity, plan.body.chunk_key)
-    results: list[PackRead] = []
+    placed: dict[int, object] = {}
+    done = RestoreResult(0.0, 0, 0, 0, 0)
     # Workers come first: forking wants a process without threads, and an engine may start some.
     with (
         ProcessWorkers(jobs) as workers,
@@ -92,33 +97,29 @@ def run_restore(
         workers.each(prepare, context)
         for placements in restore.stages():
             stage_began = clock.monotonic()
-            for future in as_completed(_fetches(plan, restore, placements, workers, emit)):
-                results.append(future.result())
-                emit(Progress("fetch", results[-1].stored))
+            for future in begun_ahead(_fetches(plan, restore, placements, workers, emit), workers):
+                read = future.result()
+                placed.update(read.placed)
+                done = done.with_pack(read)
+                emit(Progress("fetch", read.stored))
             emit(PhaseEnded("fetch", clock.monotonic() - stage_began))
         fetched = clock.monotonic()
         emit(PhaseStarted("finish"))
-        restore.commit({number: value for result in results for number, value in result.placed.items()}, workers)
+        restore.commit(placed, workers)
         emit(PhaseEnded("finish", clock.monotonic() - fetched))
-    return RestoreResult(
-        seconds=clock.monotonic() - began,
-        packs=len(results),
-        stored=sum(result.stored for result in results),
-        raw=sum(result.raw for result in results),
-        frames=sum(result.frames for result in results),
-    )
+    return replace(done, seconds=clock.monotonic() - began)
 
 
 def _fetches(
     plan: RestorePlan, restore: Restore, placements: Mapping[int, object], workers: ProcessWorkers, emit: Emit
-) -> list[Future[PackRead]]:
-    """Start to fetch the packs of a stage. The place of each chunk is known, so packs may come in any order."""
+) -> Iterator[Future[PackRead]]:
+    """Fetch the packs of a stage, one each time it is asked. The place of each chunk is known: packs come in any order."""
     chunks = plan.body.chunks
-    if set(placements) - set(range(len(chunks))):
+    if not all(0 <= number < len(chunks) for number in placements):
         raise ObjectDamaged("the layout of the snapshot names chunks that it does not have")
-    by_pack: dict[str, list[tuple[int, ChunkRef, object]]] = defaultdict(list)
-    for number, placement in placements.items():
-        by_pack[chunks[number].pack_id].append((number, chunks[number], placement))
+    by_pack = chunks.by_pack(placements)
     needed = [info for info in plan.header.packs if info.pack_id in by_pack]
     emit(PhaseStarted("fetch", sum(info.size for info in needed)))
-    return [workers.submit(unship, info, by_pack[info.pack_id], restore.place) for info in needed]
+    for info in needed:
+        wanted = [(number, chunks[number], placements[number]) for number in by_pack[info.pack_id]]
+        yield workers.submit(unship, info, wanted, restore.place)

@@ -7,11 +7,13 @@ share nothing with other workers.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Self
 
 from crmbackup.core.clock import SystemClock
 from crmbackup.core.errors import ObjectDamaged, ObjectNotFound, PackMissing
-from crmbackup.engines.base import Slice
+from crmbackup.engines.base import ParentChunk, Slice
 from crmbackup.repository.chunks import ChunkRef, PackInfo, chunk_id, pack_key
 from crmbackup.repository.identity import Identity
 from crmbackup.repository.pack import OpenPack, PackBuilder, check_pack_bytes
@@ -19,7 +21,7 @@ from crmbackup.storage.address import Credentials, LocalAddress, S3Address
 from crmbackup.storage.base import Storage
 from crmbackup.storage.open import open_storage
 
-#: Bytes of slices in one batch, by their own estimate.
+#: Bytes of slices in one batch at most, by their own estimate.
 BATCH_BYTES = 24 * 1024 * 1024
 #: Bytes in one pack before compression, as long as no single chunk is larger: bounds the memory of a worker.
 PACK_BYTES = 32 * 1024 * 1024
@@ -61,12 +63,12 @@ class ShipContext:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """One batch, shipped. packs: the new ones with what each holds. slices: for each, in order, its chunks and facts.
-    read in bytes.
+    """One batch, shipped. packs: the new ones with what each holds. slices: for each, in order, its chunks and facts; a
+    number stands for a chunk of the parent. read in bytes.
     """
 
     packs: tuple[tuple[PackInfo, tuple[ChunkRef, ...]], ...]
-    slices: tuple[tuple[tuple[ChunkRef, object], ...], ...]
+    slices: tuple[tuple[tuple[ChunkRef | int, object], ...], ...]
     read: int
 
 
@@ -104,42 +106,85 @@ def ship(slices: Sequence[Slice]) -> BatchResult:
     """Read, hash, compress, encrypt and upload one batch: as one pack, or several where slices give more than that."""
     context = _context
     assert isinstance(context, ShipContext)
-    assert _storage is not None
-    builder = PackBuilder(context.recipients, context.level)
-    packs: list[tuple[PackInfo, tuple[ChunkRef, ...]]] = []
-    found: dict[bytes, ChunkRef] = {}
-    own: set[bytes] = set()
-    read, waiting = 0, 0
-    shipped: list[list[tuple[bytes, object]]] = []
-    for item in slices:
-        shipped.append([])
-        for data in item.read():
-            identifier = chunk_id(data.payload, context.chunk_key)
-            if identifier not in context.known and identifier not in own:
-                if waiting and waiting + len(data.payload) > PACK_BYTES:
-                    packs.append(_put(builder, found))
-                    builder, waiting = PackBuilder(context.recipients, context.level), 0
-                builder.add(identifier, data.payload)
-                own.add(identifier)
-                waiting += len(data.payload)
-            shipped[-1].append((identifier, data.facts))
-            read += len(data.payload)
-    if len(builder):
-        packs.append(_put(builder, found))
-    located = tuple(
-        tuple((found.get(identifier) or context.known[identifier], facts) for identifier, facts in chunks)
-        for chunks in shipped
-    )
-    return BatchResult(tuple(packs), located, read)
+    with _Shipping(context) as shipping:
+        read = 0
+        shipped: list[list[tuple[bytes | int, object]]] = []
+        for item in slices:
+            shipped.append([])
+            for data in item.read():
+                if isinstance(data.payload, ParentChunk):
+                    shipped[-1].append((data.payload.number, data.facts))
+                    read += data.payload.size
+                    continue
+                shipped[-1].append((shipping.add(data.payload), data.facts))
+                read += len(data.payload)
+        shipping.end_pack()
+    located = tuple(tuple((shipping.place(found), facts) for found, facts in chunks) for chunks in shipped)
+    return BatchResult(tuple(shipping.packs), located, read)
 
 
-def _put(builder: PackBuilder, found: dict[bytes, ChunkRef]) -> tuple[PackInfo, tuple[ChunkRef, ...]]:
-    """Upload one pack, and note its chunks in `found`."""
-    assert _storage is not None
-    pack, content, chunks = builder.finish()
-    _storage.put(pack_key(pack.pack_id), content)
-    found.update((chunk.chunk_id, chunk) for chunk in chunks)
-    return pack, tuple(chunks)
+class _Shipping:
+    """The packs of one batch. One chunk is compressed while the next is read: neither the source's server nor a core
+    waits for the other, and no more than these two are in memory.
+    """
+
+    def __init__(self, context: ShipContext) -> None:
+        self._context = context
+        self._aside = ThreadPoolExecutor(1)
+        self._compressing: Future[None] | None = None
+        self._builder: PackBuilder | None = None
+        self._waiting = 0
+        self._own: set[bytes] = set()
+        self._found: dict[bytes, ChunkRef] = {}
+        self.packs: list[tuple[PackInfo, tuple[ChunkRef, ...]]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._aside.shutdown()
+
+    def add(self, payload: bytes | bytearray | memoryview) -> bytes:
+        """Take a chunk, unless it is in storage already; gives its id. It must not change any more."""
+        identifier = chunk_id(payload, self._context.chunk_key)
+        if identifier in self._context.known or identifier in self._own:
+            return identifier
+        self._settle()
+        if self._waiting and self._waiting + len(payload) > PACK_BYTES:
+            self.end_pack()
+        if self._builder is None:
+            self._builder = PackBuilder(self._context.recipients, self._context.level)
+        self._compressing = self._aside.submit(self._builder.add, identifier, payload)
+        self._own.add(identifier)
+        self._waiting += len(payload)
+        if len(payload) > PACK_BYTES:
+            # A single row of that size: what is made of it is gone before the next one is read.
+            self.end_pack()
+        return identifier
+
+    def _settle(self) -> None:
+        """Wait for the chunk that is being compressed."""
+        if self._compressing:
+            self._compressing.result()
+        self._compressing = None
+
+    def end_pack(self) -> None:
+        """Upload the pack, if there is one."""
+        self._settle()
+        if self._builder is None:
+            return
+        assert _storage is not None
+        pack, content, chunks = self._builder.finish()
+        _storage.put(pack_key(pack.pack_id), content)
+        self._found.update((chunk.chunk_id, chunk) for chunk in chunks)
+        self.packs.append((pack, tuple(chunks)))
+        self._builder, self._waiting = None, 0
+
+    def place(self, identifier: bytes | int) -> ChunkRef | int:
+        """Where a chunk lies; the parent's number of one that is there."""
+        if isinstance(identifier, int):
+            return identifier
+        return self._found.get(identifier) or self._context.known[identifier]
 
 
 def unship(

@@ -10,12 +10,11 @@ current          the name of the directory of the last committed snapshot
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,10 @@ from typing import Any
 import blake3
 
 from crmbackup.core.canonical import canonical_json
-from crmbackup.core.errors import Locked, RepositoryError
+from crmbackup.core.errors import RepositoryError
 from crmbackup.core.files import local_error, make_private_directory, write_durably
-from crmbackup.repository.chunks import ChunkRef, PackInfo, decode_chunks, encode_chunks
+from crmbackup.operations.locks import locked
+from crmbackup.repository.chunks import ChunkIndex, ChunkRef, ChunkTable, PackInfo, decode_chunks, encode_chunks
 
 _KEY_SIZE = 32
 _KEY_ID_LENGTH = 16
@@ -39,7 +39,7 @@ class Remembered:
     key: str
     generation: str
     packs: tuple[PackInfo, ...]
-    chunks: tuple[ChunkRef, ...]
+    chunks: Sequence[ChunkRef]
     layout: Mapping[str, Any]
     rows: int | None
     directory: Path
@@ -51,33 +51,9 @@ class PolicyState:
     def __init__(self, root: Path, repository_id: str, policy: str) -> None:
         self.directory = root / repository_id / policy
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Keep other runs of this policy on this host out. Raises Locked, LocalError."""
-        make_private_directory(self.directory)
-        path = self.directory / "lock"
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise local_error(error, f"write {path}") from error
-        try:
-            try:
-                # A POSIX lock: unlike flock it is not shared with forked workers, so it ends with this process.
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-                raise Locked(
-                    f"another run of this policy is at work (process {holder or 'unknown'})",
-                    hint="wait for it to end; a crashed run leaves no lock behind",
-                ) from error
-            try:
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
-            except OSError as error:
-                raise local_error(error, f"write {path}") from error
-            yield
-        finally:
-            os.close(descriptor)
+        return locked(self.directory / "lock", "another run of this policy")
 
     def chunk_key(self) -> bytes:
         """The key of this policy's chunk ids; a new one when it is lost. What was remembered under another is lost too."""
@@ -110,7 +86,7 @@ class PolicyState:
             if fields["key_id"] != self._key_id():
                 return None
             packs = tuple(PackInfo(str(name), int(size)) for name, size in fields["packs"])
-            chunks = tuple(decode_chunks(fields["chunks"], packs))
+            chunks = decode_chunks(fields["chunks"], packs)
             return Remembered(
                 fields["snapshot_id"],
                 fields["key"],
@@ -177,15 +153,11 @@ class PolicyState:
         except OSError as error:
             raise local_error(error, f"write {path}") from error
 
-    def pending(self, stored: Mapping[str, int], condemned: set[str]) -> dict[bytes, ChunkRef]:
+    def pending(self, stored: Mapping[str, int], condemned: set[str]) -> ChunkIndex:
         """Chunks of an interrupted run whose packs are in storage, whole and not condemned."""
-        found: dict[bytes, ChunkRef] = {}
+        found = ChunkTable()
         key_id = self._key_id()
-        try:
-            lines = (self.directory / "pending.jsonl").read_text("ascii").splitlines()
-        except (OSError, ValueError):
-            return found
-        for line in lines:
+        for line in self._notes():
             try:
                 fields = json.loads(line)
                 pack = PackInfo(str(fields["pack"][0]), int(fields["pack"][1]))
@@ -194,8 +166,13 @@ class PolicyState:
             except (ValueError, KeyError, TypeError, RepositoryError):
                 continue  # the crash may have cut the last line
             if same_key and stored.get(pack.pack_id) == pack.size and pack.pack_id not in condemned:
-                found.update({chunk.chunk_id: chunk for chunk in chunks})
-        return found
+                found.extend(chunks)
+        return ChunkIndex(found)
+
+    def _notes(self) -> Iterator[bytes]:
+        """The lines that can be read: without the rest some chunks are stored once more."""
+        with suppress(OSError), (self.directory / "pending.jsonl").open("rb") as stream:
+            yield from stream
 
     def forget_pending(self) -> None:
         """After a commit. Raises LocalError."""

@@ -52,6 +52,11 @@ def check_cron(expression: str) -> str:
     return text
 
 
+def minutes_of(expression: str) -> frozenset[int]:
+    """The minutes of the hour at which the expression may come true. Raises ValueError."""
+    return frozenset(CronSim(check_cron(expression), _REFERENCE).minutes)
+
+
 def zone(name: str) -> tzinfo:
     """The time zone of an IANA name. Raises ValueError."""
     if name == "UTC":

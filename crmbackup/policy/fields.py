@@ -33,7 +33,6 @@ PROBLEM = "policy"
 NAME_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$"
 PATH_PATTERN = r"^[/~][^\x00-\x1f\x7f]*$"
 ENV_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
-WORD_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
 CRON_PATTERN = r"^\s*[^\s@]+(\s+[^\s]+){4}\s*$"
 LINE_PATTERN = r"^[^\x00-\x1f\x7f]+$"
 
@@ -196,11 +195,6 @@ Line = Annotated[
     str,
     _matches(LINE_PATTERN, "must be one line of text, not empty"),
     WithJsonSchema({"type": "string", "pattern": LINE_PATTERN}),
-]
-Word = Annotated[
-    str,
-    _matches(WORD_PATTERN, 'must be a word of small letters, digits, "_" or "-"'),
-    _text_schema(WORD_PATTERN, "failure"),
 ]
 AbsolutePath = Annotated[
     Path, _from_text(_absolute, "a path (put it in quotes)"), _text_schema(PATH_PATTERN, "/srv/crm")

@@ -20,23 +20,26 @@ from pydantic import (
     model_validator,
 )
 
+from crmbackup.policy.alerts import Hooks, Log, Notify
 from crmbackup.policy.fields import (
     AbsolutePath,
     Cron,
     Line,
     Name,
+    Percent,
     PositiveDuration,
     PositiveSize,
     SecretReference,
     Section,
     TimeZone,
-    Word,
     fail,
 )
-from crmbackup.policy.source import Source, no_password
+from crmbackup.policy.source import Source, server_kind, server_url
 from crmbackup.policy.target import Repository
 
 VERSION = 1
+#: The least grace period of garbage collection: many times what a commit may take (repository.COMMIT_SECONDS).
+LEAST_GRACE = timedelta(hours=6)
 
 Scalar = str | int | float | bool | None
 
@@ -67,6 +70,35 @@ class Retention(Section):
     within: PositiveDuration | None = Field(default=None, description="Keep all snapshots younger than this.")
     min_copies: int = Field(
         default=2, ge=1, description="Never go below this number of good snapshots, whatever the rules say."
+    )
+
+
+def _long_enough(value: timedelta) -> timedelta:
+    if value < LEAST_GRACE:
+        fail("must be 6h or longer: a backup may be about to commit what would be deleted")
+    return value
+
+
+class Prune(Section):
+    """How packs that no snapshot needs any more are deleted."""
+
+    grace: Annotated[PositiveDuration, AfterValidator(_long_enough)] = Field(
+        default=timedelta(days=7),
+        description="How long a pack that no snapshot needs stays, first unmarked, then marked: twice this in all. Longer "
+        "than the longest backup takes, and at least 6h.",
+    )
+    max_delete: Percent = Field(
+        default=0.5,
+        description="The share of all stored bytes that one run may mark or delete. A run that wants more does nothing "
+        "and fails: a person must look.",
+    )
+
+
+class Check(Section):
+    """How the repository is looked through."""
+
+    parts: int = Field(
+        default=28, ge=1, le=10000, description="In how many checks with --read-data=next all packs are read once."
     )
 
 
@@ -150,11 +182,11 @@ class Drill(Section):
         }
     )
 
-    target: Literal["ephemeral"] | Annotated[Line, AfterValidator(no_password)] = Field(
+    target: Literal["ephemeral"] | Annotated[Line, AfterValidator(server_url)] = Field(
         default="ephemeral",
-        description="Where PostgreSQL snapshots are rehearsed: a private server made for the drill on this host, or the "
+        description="Where snapshots of servers are rehearsed: a private server made for the drill on this host, or the "
         "URL of a server on which the drill makes a database of its own and drops it. SQLite needs neither.",
-        examples=["postgresql://drill@test-db.example.org/postgres"],
+        examples=["postgresql://drill@test-db.example.org/postgres", "mysql://drill@test-db.example.org/"],
     )
     target_password: SecretReference | None = Field(default=None, description="The password for target.")
     directory: AbsolutePath | None = Field(
@@ -234,16 +266,6 @@ class Catalog(Section):
     )
 
 
-class Notification(Section):
-    """Whom to tell about what."""
-
-    type: Word = Field(description="The kind of receiver.", examples=["apprise"])
-    on: Annotated[tuple[Word, ...], Field(min_length=1)] = Field(
-        description="The events to tell about.", examples=[["failure"]]
-    )
-    url: SecretReference = Field(description="The address of the receiver; it usually holds a token.")
-
-
 class Policy(Section):
     """A crmbackup policy: what is protected, where to, when, how long, how well, and how that is proved."""
 
@@ -253,13 +275,25 @@ class Policy(Section):
     repository: Repository = Field(description="The place where snapshots are kept, and the secrets that open it.")
     schedule: Schedule | None = Field(default=None, description="When runs are due.")
     retention: Retention = Field(default=Retention(), description="Which snapshots are kept.")
+    prune: Prune = Field(default=Prune(), description="How packs that no snapshot needs any more are deleted.")
+    check: Check = Field(default=Check(), description="How the repository is looked through.")
     objectives: Objectives = Field(default=Objectives(), description="What the backups are for, in time.")
     drill: Drill = Field(default=Drill(), description="How a restore is rehearsed and proved.")
     limits: Limits = Field(default=Limits(), description="How much of machine and network a run may take.")
     catalog: Catalog | None = Field(
         default=None, description="Where the history of runs is kept. Default: inside the state directory."
     )
-    notify: tuple[Notification, ...] = Field(default=(), description="Whom to tell about what.")
+    notify: Notify = Field(default=Notify(), description="Whom to tell about what.")
+    hooks: Hooks = Field(default=Hooks(), description="Programs that run before and after.")
+    log: Log | None = Field(default=None, description="Where runs are logged.")
+
+    @field_validator("drill")
+    @classmethod
+    def _target_fits_the_source(cls, value: Drill, info: ValidationInfo) -> Drill:
+        source = info.data.get("source")
+        if source is not None and value.target != "ephemeral" and server_kind(value.target) != source.type:
+            fail(f"must name a server of the source's kind, {source.type}, or be ephemeral", key="target")
+        return value
 
     @field_validator("version", mode="before")
     @classmethod

@@ -11,6 +11,7 @@ import yaml
 
 from crmbackup.core.errors import PolicyInvalid
 from crmbackup.policy.loader import check_policy, invalid
+from crmbackup.policy.source import server_kind
 
 #: Cron expressions by the name of the preset, in the order in which they are offered.
 SCHEDULES: dict[str, dict[str, str]] = {
@@ -63,7 +64,7 @@ def questions() -> tuple[Question, ...]:
     """What to ask, in this order. The answers by key are the arguments of NewPolicy."""
     return (
         _question("name", "Name of the policy", "crm"),
-        _question("source", "Database to protect (/path/to/file or postgresql://user@host/name)", None),
+        _question("source", "Database to protect (/path/to/file, postgresql://user@host/name or mysql://...)", None),
         _question("repository_url", "Where to keep snapshots (/path or s3://bucket/prefix)", None),
         _question("endpoint", "Address of the S3 server, if it is not AWS", "", applies=_on_s3),
         _question("region", "Region of the bucket, if it needs one", "", applies=_on_s3),
@@ -154,6 +155,13 @@ def _render(answers: NewPolicy) -> str:
     return "\n".join(lines) + "\n"
 
 
+#: Where a password may be besides the policy, and the page about rights.
+_PASSWORDS = {
+    "postgres": "in PGPASSWORD or in ~/.pgpass. docs/postgresql.md tells of rights.",
+    "mysql": "or in MYSQL_PWD. docs/mysql.md tells of rights.",
+}
+
+
 def is_server(source: str) -> bool:
     """Whether an answer names a database of a server, not a file."""
     return "://" in source and not source.startswith(("/", "~"))
@@ -162,11 +170,12 @@ def is_server(source: str) -> bool:
 def _source(answers: NewPolicy) -> list[str]:
     if not is_server(answers.source):
         return ["source:", "  type: sqlite", f"  path: {_quoted(answers.source)}", ""]
+    kind = server_kind(answers.source) or "postgres"
     return [
         "source:",
-        "  type: postgres",
+        f"  type: {kind}",
         f"  url: {_quoted(answers.source)}",
-        "  # The password stands elsewhere: here, in PGPASSWORD or in ~/.pgpass. docs/postgresql.md tells of rights.",
+        f"  # The password stands elsewhere: here, {_PASSWORDS[kind]}",
         f"  # password: {{file: {_quoted(f'/etc/crmbackup/secrets/{answers.name}.db-password')}}}",
         "",
     ]

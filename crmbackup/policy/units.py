@@ -45,6 +45,17 @@ def parse_duration(text: str) -> timedelta:
     return timedelta(seconds=seconds)
 
 
+def format_duration(duration: timedelta) -> str:
+    """The shortest text that `parse_duration` reads as that duration; less than a second is left out."""
+    left, parts = int(duration.total_seconds()), []
+    for unit, length in zip("wdhms", _SECONDS, strict=True):
+        # 7d is what people write and mean; weeks only where nothing is left over.
+        if left >= length and (unit != "w" or (left % length == 0 and left > length)):
+            parts.append(f"{left // length}{unit}")
+            left %= length
+    return "".join(parts) or "0s"
+
+
 def parse_size(text: str) -> int:
     """Bytes: a whole number and a unit, powers of 1000 (MB) or of 1024 (MiB). Raises ValueError."""
     match = _SIZE.fullmatch(text)

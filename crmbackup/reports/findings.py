@@ -33,6 +33,7 @@ class VerdictCard:
 def headline(report: DrillReport) -> Headline:
     """The drill in one sentence. Green needs everything: restored, equal, and no objective missed."""
     verdicts = report.verdicts
+    but = _left_out(report)
     if verdicts.restore == "not-run":
         return Headline("bad", "Drill did not run", "Nothing was restored, so nothing is proved.")
     if verdicts.restore == "failed":
@@ -45,12 +46,20 @@ def headline(report: DrillReport) -> Headline:
         )
     if verdicts.objectives == "missed":
         return Headline(
-            "warn", "Data right, objectives missed", "Every table is equal, but recovery was not good enough."
+            "warn",
+            "Data right, objectives missed",
+            f"Every table that was compared is equal, but recovery was not good enough.{but}",
         )
     if verdicts.objectives == "met":
-        return Headline("good", "Drill passed", "The snapshot was restored, is proved equal, and was in time.")
+        return Headline("good", "Drill passed", f"The snapshot was restored, is proved equal, and was in time.{but}")
     text = "The snapshot was restored and is proved equal. Whether it was fast and recent enough was not judged."
-    return Headline("good", "Drill passed", text)
+    return Headline("good", "Drill passed", text + but)
+
+
+def _left_out(report: DrillReport) -> str:
+    """What is true of all tables but some says so."""
+    count = sum(table.status == "left-out" for table in report.tables)
+    return f" Left out and not proved: {counted(count, 'table')} of extensions that act by themselves." if count else ""
 
 
 def verdict_cards(report: DrillReport) -> tuple[VerdictCard, ...]:
@@ -79,15 +88,16 @@ def _reading(report: DrillReport) -> str:
 def _validation(report: DrillReport) -> VerdictCard:
     question = "Validation"
     if report.verdicts.validation == "passed":
-        text = f"{counted(len(report.tables), 'table')}: every row count and checksum is as in the snapshot."
-        return VerdictCard(question, "good", "Passed", text)
+        equal = sum(table.status == "match" for table in report.tables)
+        text = f"{counted(equal, 'table')}: every row count and checksum is as in the snapshot."
+        return VerdictCard(question, "good", "Passed", text + _left_out(report))
     if report.verdicts.validation == "failed":
         return VerdictCard(question, "bad", "Failed", _failures(report))
     return VerdictCard(question, "none", "Not run", "Nothing was compared with the snapshot.")
 
 
 def _failures(report: DrillReport) -> str:
-    tables = sum(table.status != "match" for table in report.tables)
+    tables = sum(table.status not in ("match", "left-out") for table in report.tables)
     checks = sum(not check.ok for check in report.checks)
     assertions = sum(not assertion.ok for assertion in report.assertions)
     parts = []

@@ -18,14 +18,16 @@ from crmbackup.reports.findings import Headline, VerdictCard, headline, verdict_
 from crmbackup.reports.signing import Signature
 
 #: Tables with findings come first, the worst first.
-STATUS_ORDER = ("mismatch", "missing", "unreadable", "unexpected", "match")
+STATUS_ORDER = ("mismatch", "missing", "unreadable", "unexpected", "left-out", "match")
 STATUS_WORDS = {
     "mismatch": "differs",
     "missing": "missing",
     "unreadable": "unreadable",
     "unexpected": "not in snapshot",
+    "left-out": "left out",
     "match": "equal",
 }
+STATUS_TONES = {"match": "good", "left-out": "warn"}
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def render_html(report: DrillReport, signature: Signature | None = None, verify_
         signature=signature,
         verify_command=verify_command,
         status_words=STATUS_WORDS,
+        status_tones=STATUS_TONES,
     )
 
 

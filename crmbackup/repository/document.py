@@ -11,7 +11,7 @@ from crmbackup.core.canonical import canonical_json, parse_json
 from crmbackup.core.clock import from_text, to_text
 from crmbackup.core.errors import ObjectDamaged, RepositoryTooNew, UntrustedSignature
 from crmbackup.repository.identity import Identity
-from crmbackup.repository.signing import REPOSITORY, is_signed
+from crmbackup.repository.signing import REPOSITORY, decode_signed, encode_signed, is_signed
 
 KEY = "repository.json"
 FORMAT = 1
@@ -80,8 +80,7 @@ class RepositoryDocument:
             "recipients": [{"name": r.name, "x25519": r.public.hex()} for r in self.recipients],
             "signers": [{"name": s.name, "ed25519": s.public.hex(), "added": to_text(s.added)} for s in self.signers],
         }
-        signature = identity.owner_key.sign(REPOSITORY + canonical_json(body))
-        return canonical_json({**body, "signature": signature.hex()}) + b"\n"
+        return encode_signed(REPOSITORY, body, identity.owner_key.sign)
 
     @classmethod
     def decode(cls, data: bytes, trusted_owner: bytes | None) -> RepositoryDocument:
@@ -91,15 +90,16 @@ class RepositoryDocument:
         the document itself names, which only tells that the document is whole: right for commands without any key.
         """
         try:
-            body: Any = parse_json(data)
-            found = body["format"]
+            # Before anything else is asked of it: a later format may be signed in another way.
+            whole: Any = parse_json(data)
+            found = whole["format"]
             if isinstance(found, int) and found > FORMAT:
                 raise RepositoryTooNew(
                     f"this repository has format {found}",
                     why=f"this crmbackup knows formats up to {FORMAT}",
                     hint="install a newer crmbackup",
                 )
-            signature = bytes.fromhex(body.pop("signature"))
+            body, signature = decode_signed(data)
             document = cls(
                 repository_id=_hex(body["repository_id"], 16).hex(),
                 created=from_text(body["created"]),
@@ -112,10 +112,6 @@ class RepositoryDocument:
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ObjectDamaged("repository.json cannot be read", why=f"{type(error).__name__}: {error}") from error
-        if data != canonical_json({**body, "signature": signature.hex()}) + b"\n":
-            raise ObjectDamaged(
-                "repository.json is not written as it was signed", why="bytes outside its values changed"
-            )
         owner = trusted_owner or document.owner
         if document.owner != owner or not is_signed(REPOSITORY + canonical_json(body), signature, owner):
             raise UntrustedSignature(

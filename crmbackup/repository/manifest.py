@@ -14,19 +14,21 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import blake3
+import zstandard
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from crmbackup.core.canonical import canonical_json, parse_json
 from crmbackup.core.clock import from_text, to_text
 from crmbackup.core.errors import ObjectDamaged, RepositoryTooNew
-from crmbackup.repository.chunks import PackInfo, compressor, decompressor
+from crmbackup.repository.chunks import PackInfo, decompressor
 from crmbackup.repository.identity import Identity
+from crmbackup.repository.packs import PackList
 from crmbackup.repository.sealing import new_data_key, stanzas_size, unwrap, wrap
 from crmbackup.repository.signing import MANIFEST, SIGNATURE_SIZE, HostKey, is_signed
 
@@ -35,6 +37,8 @@ FORMAT = 1
 WRAP_CONTEXT = b"crmbackup/1 manifest"
 BODY_CONTEXT = b"crmbackup/1 manifest body "
 BODY_LEVEL = 9  # bodies are small and kept for years
+#: Bodies are compressed as if they had no more bytes than this: the tables for more take 11 MiB and bring nothing.
+_BODY_WINDOW = 256 * 1024
 _SIZE = struct.Struct("<I")
 PREFIX_SIZE = len(MAGIC) + _SIZE.size
 _ZERO_NONCE = bytes(12)
@@ -63,7 +67,7 @@ class ManifestHeader:
     finished: datetime
     source_size: int
     added_size: int
-    packs: tuple[PackInfo, ...]
+    packs: Sequence[PackInfo]
     signer: str
 
     @property
@@ -85,17 +89,26 @@ def encode_manifest(
 ) -> bytes:
     """The bytes of a manifest."""
     data_key = new_data_key()
-    plain = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8")
     sealed = wrap(data_key, recipients, WRAP_CONTEXT) + AESGCM(data_key).encrypt(
-        _ZERO_NONCE, compressor(BODY_LEVEL).compress(plain), BODY_CONTEXT + header.snapshot_id.encode("ascii")
+        _ZERO_NONCE, _compress(_encode(body)), BODY_CONTEXT + header.snapshot_id.encode("ascii")
     )
-    fields = asdict(header)
+    fields = dict(vars(header))
     fields.update({name: to_text(fields[name]) for name in _TIMES})
     fields["packs"] = [[pack.pack_id, pack.size] for pack in header.packs]
     head = canonical_json(
         {**fields, "format": FORMAT, "sealed_size": len(sealed), "sealed_blake3": blake3.blake3(sealed).hexdigest()}
     )
     return MAGIC + _SIZE.pack(len(head)) + head + host_key.sign(MANIFEST + head) + sealed
+
+
+def _encode(body: Mapping[str, object]) -> bytes:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8")
+
+
+def _compress(plain: bytes) -> bytes:
+    size = min(len(plain), _BODY_WINDOW)
+    parameters = zstandard.ZstdCompressionParameters.from_level(BODY_LEVEL, source_size=size)
+    return zstandard.ZstdCompressor(compression_params=parameters).compress(plain)
 
 
 @dataclass(frozen=True)
@@ -123,7 +136,19 @@ def header_end(prefix: bytes, key: str) -> int:
 
 
 def decode_header(data: bytes, key: str) -> SignedHeader:
-    """Read header and signature from the start of a manifest. Raises ObjectDamaged, RepositoryTooNew."""
+    """Read header and signature from the start of the manifest at that key. Raises ObjectDamaged, RepositoryTooNew."""
+    return require_place(read_header(data, key), key)
+
+
+def require_place(signed: SignedHeader, key: str) -> SignedHeader:
+    """The header itself when its manifest belongs at that key. Raises ObjectDamaged."""
+    if signed.header.key != key:
+        raise ObjectDamaged(f"manifest {key} is not the one of that name", why=f"it belongs at {signed.header.key}")
+    return signed
+
+
+def read_header(data: bytes, key: str) -> SignedHeader:
+    """The same for a manifest that may lie at a wrong key: its header is what its signer wrote, no more is known."""
     end = header_end(data[:PREFIX_SIZE], key)
     if len(data) < end:
         raise ObjectDamaged(f"manifest {key} is damaged", why="it is cut short")
@@ -134,15 +159,14 @@ def decode_header(data: bytes, key: str) -> SignedHeader:
             raise _too_new(key, "header")
         sealed_size, sealed_blake3 = int(fields.pop("sealed_size")), str(fields.pop("sealed_blake3"))
         fields.update({name: from_text(fields[name]) for name in _TIMES})
-        fields["packs"] = tuple(PackInfo(str(name), int(size)) for name, size in fields["packs"])
+        names, sizes = zip(*fields["packs"], strict=True) if fields["packs"] else ((), ())
+        fields["packs"] = PackList(names, sizes)
         header = ManifestHeader(**fields)
         signer = bytes.fromhex(header.signer)
     except (ValueError, KeyError, TypeError) as error:
         raise ObjectDamaged(f"manifest {key} is damaged", why=f"its header cannot be read ({error})") from error
     if not is_signed(MANIFEST + head, signature, signer):
         raise ObjectDamaged(f"manifest {key} is damaged", why="its signature does not fit its header")
-    if header.key != key:
-        raise ObjectDamaged(f"manifest {key} is not the one of that name", why=f"it belongs at {header.key}")
     return SignedHeader(header, end, sealed_size, sealed_blake3)
 
 
@@ -156,8 +180,11 @@ def decode_body(data: bytes, signed: SignedHeader, identity: Identity) -> dict[s
     data_key = unwrap(sealed[:stanzas], identity.opening_key, WRAP_CONTEXT)
     context = BODY_CONTEXT + signed.header.snapshot_id.encode("ascii")
     try:
-        compressed = AESGCM(data_key).decrypt(_ZERO_NONCE, sealed[stanzas:], context)
-        body = json.loads(decompressor().decompress(compressed))
+        # A text of many MiB for a large database: none of its forms stays longer than the next one needs it.
+        plain = decompressor().decompress(AESGCM(data_key).decrypt(_ZERO_NONCE, sealed[stanzas:], context))
+        text = plain.decode("utf-8")
+        del plain
+        body = json.loads(text)
     except (InvalidTag, ValueError) as error:
         raise ObjectDamaged(f"manifest {key} is damaged", why="its body does not open") from error
     if not isinstance(body, dict):

@@ -42,8 +42,7 @@ class PackBuilder:
         data_key = new_data_key()
         self._cipher = AESGCM(data_key)
         self._level = level
-        self._parts = [MAGIC, wrap(data_key, recipients, WRAP_CONTEXT)]
-        self._size = sum(map(len, self._parts))
+        self._data = bytearray(MAGIC + wrap(data_key, recipients, WRAP_CONTEXT))
         self._rows: list[tuple[bytes, int, int, int]] = []
 
     def __len__(self) -> int:
@@ -53,21 +52,22 @@ class PackBuilder:
     @property
     def size(self) -> int:
         """Bytes so far, without the footer."""
-        return self._size
+        return len(self._data)
 
     def add(self, identifier: bytes, data: bytes | bytearray | memoryview) -> None:
         """Compress and encrypt one chunk as the next frame."""
-        compressed = compressor(self._level).compress(data)
-        frame = self._cipher.encrypt(_nonce(len(self._rows)), compressed, identifier)
-        self._rows.append((identifier, self._size, len(frame), len(data)))
-        self._parts.append(frame)
-        self._size += len(frame)
+        # Compressed bytes have no name here: they are gone before the frame is copied.
+        frame = self._cipher.encrypt(_nonce(len(self._rows)), compressor(self._level).compress(data), identifier)
+        self._rows.append((identifier, len(self._data), len(frame), len(data)))
+        self._data += frame
 
-    def finish(self) -> tuple[PackInfo, bytes, list[ChunkRef]]:
+    def finish(self) -> tuple[PackInfo, bytearray, list[ChunkRef]]:
         """Name and size, the bytes to store, and where each chunk lies."""
         footer = compressor(self._level).compress(b"".join(_FOOTER_ROW.pack(*row) for row in self._rows))
         sealed = self._cipher.encrypt(_FOOTER_NONCE, footer, FOOTER_CONTEXT)
-        data = b"".join([*self._parts, sealed, _TRAILER.pack(len(sealed), END_MAGIC)])
+        # Grown in place: a copy at the end would double what a pack needs.
+        data = self._data
+        data += sealed + _TRAILER.pack(len(sealed), END_MAGIC)
         info = PackInfo(blake3.blake3(data).hexdigest(), len(data))
         chunks = [
             ChunkRef(identifier, info.pack_id, frame, offset, stored, raw)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
+from crmbackup.core.clock import Clock, Stopwatch
 from crmbackup.core.errors import (
     CrmBackupError,
     HostKeyMissing,
@@ -19,11 +21,13 @@ from crmbackup.core.errors import (
     RepositoryExists,
     RepositoryMissing,
     SnapshotNotFound,
+    StorageError,
+    StorageUnavailable,
     UntrustedSignature,
     WrongPassphrase,
 )
 from crmbackup.repository import document as documents
-from crmbackup.repository.chunks import PackInfo, pack_key
+from crmbackup.repository.chunks import PACKS, PackInfo, pack_key
 from crmbackup.repository.document import RepositoryDocument, Signer
 from crmbackup.repository.identity import Identity
 from crmbackup.repository.manifest import (
@@ -34,13 +38,20 @@ from crmbackup.repository.manifest import (
     decode_header,
     encode_manifest,
     header_end,
+    read_header,
+    require_place,
 )
+from crmbackup.repository.marks import list_marks
 from crmbackup.repository.pack import OpenPack
+from crmbackup.repository.packs import StoredPacks
 from crmbackup.repository.signing import REJOIN, HostKey
 from crmbackup.storage.base import Storage
 
 #: Read at once from each manifest in a listing: the whole header of a snapshot of some hundred packs.
 _LISTING_READ = 16 * 1024
+#: A manifest whose packs were looked for longer ago than this, in seconds, is not put any more. With the time that a
+#: put may be under way it must stay far below the least grace period of a collector.
+COMMIT_SECONDS: Final = 1800.0
 
 
 @dataclass(frozen=True)
@@ -160,39 +171,78 @@ class Repository:
             )
         return self.host_key
 
-    def commit(self, header: ManifestHeader, body: Mapping[str, object], reused: Iterable[str] = ()) -> ManifestHeader:
+    def commit(self, header: ManifestHeader, body: Mapping[str, object], clock: Clock) -> ManifestHeader:
         """Write the manifest: from then on the snapshot exists. Every pack must be in storage already.
 
-        reused: ids of packs that an earlier run wrote; none may be condemned. Raises PackMissing, ObjectExists.
+        None of its packs may be condemned, be it new or reused; docs/design.md section 8 says why that look is enough.
+        Raises PackMissing, ObjectDamaged, ObjectExists, StorageUnavailable.
         """
         host_key = self.require_writer()
         header = replace(header, signer=host_key.public.hex())
-        doomed = self.condemned().intersection(reused)
+        data = encode_manifest(header, body, self.recipients, host_key)
+        looked = Stopwatch(clock)
+        self.require_kept(header.packs)
+        if looked.seconds() > COMMIT_SECONDS:
+            raise StorageUnavailable(
+                f"cannot commit snapshot {header.snapshot_id}",
+                why="looking for its packs took too long, or this machine was suspended",
+                hint="run the backup again: what was shipped is reused",
+            )
+        self.storage.put(header.key, data, if_absent=True)
+        if looked.seconds() > COMMIT_SECONDS:
+            # Suspended in the very put. A collector may have deleted packs meanwhile without seeing this manifest.
+            try:
+                self.require_kept(header.packs)
+            except RepositoryError:
+                with suppress(StorageError):
+                    self.storage.delete(header.key)
+                raise
+        return header
+
+    def require_kept(self, packs: Iterable[PackInfo]) -> None:
+        """Every pack is in storage and not condemned. Raises PackMissing, ObjectDamaged."""
+        # Marks first: a collector removes a pack before its mark, so what is neither marked now nor gone a moment later
+        # was not condemned when this look began.
+        condemned = self.condemned()
+        stored = self.packs()
+        wanted = list(packs)
+        doomed = sum(pack.pack_id in condemned for pack in wanted)
         if doomed:
             raise PackMissing(
-                "packs that this snapshot reuses are about to be deleted",
-                why=f"{len(doomed)} are condemned",
-                hint="run the backup again: it will not reuse them",
+                "packs of this snapshot are about to be deleted",
+                why=f"{doomed} are condemned",
+                hint="run the backup again: it will not reuse them. If runs take long, raise prune.grace on the host "
+                "that prunes",
             )
-        self.storage.put(header.key, encode_manifest(header, body, self.recipients, host_key), if_absent=True)
-        return header
+        for pack in wanted:
+            found = stored.get(pack.pack_id)
+            if found is None:
+                raise PackMissing(
+                    f"pack {pack.pack_id[:16]} of this snapshot is not in storage", hint="run the backup again"
+                )
+            if found != pack.size:
+                raise ObjectDamaged(
+                    f"pack {pack.pack_id[:16]} of this snapshot is damaged",
+                    why=f"it has {found} bytes instead of {pack.size}",
+                    hint="run `crmbackup check`, then the backup again",
+                )
 
     def condemned(self) -> set[str]:
         """Ids of packs that garbage collection has marked for deletion."""
-        return {info.key.rsplit("/", 1)[1] for info in self.storage.list("condemned/")}
+        return {mark.pack_id for mark in list_marks(self.storage)}
 
     # Reading
 
-    def packs(self) -> dict[str, int]:
+    def packs(self) -> StoredPacks:
         """Every pack in storage and its size in bytes."""
-        return {info.key.rsplit("/", 1)[1]: info.size for info in self.storage.list("packs/")}
+        return StoredPacks(self.storage.list(PACKS))
 
     def snapshots(self, policy: str | None = None) -> Snapshots:
         """All complete snapshots of one policy, or of all. Needs no key."""
         headers, problems = [], []
-        for key, size in self._manifest_keys(policy):
+        for key, size in self.manifest_keys(policy):
             try:
-                headers.append(self._signed_header(key, size).header)
+                headers.append(self.signed_header(key, size).header)
             except ObjectNotFound:
                 continue  # deleted since it was listed
             except RepositoryError as problem:
@@ -210,14 +260,14 @@ class Repository:
     def body(self, header: ManifestHeader) -> dict[str, Any]:
         """The opened body of a snapshot. Raises IntegrityError kinds, IdentityMissing, NotARecipient."""
         data = self._get_manifest(header.key)
-        return decode_body(data, self._trusted(decode_header(data, header.key)), self._identity())
+        return decode_body(data, self.trusted(decode_header(data, header.key)), self._identity())
 
     def check_manifest_bytes(self, header: ManifestHeader) -> int:
         """Verify a manifest without any key: signature, signer and the hash of its body. Gives its size in bytes."""
         import blake3
 
         data = self._get_manifest(header.key)
-        signed = self._trusted(decode_header(data, header.key))
+        signed = self.trusted(decode_header(data, header.key))
         if blake3.blake3(data[signed.sealed_offset :]).hexdigest() != signed.sealed_blake3:
             raise ObjectDamaged(
                 f"manifest {header.key} is damaged", why="its sealed body is not the one that was signed"
@@ -245,23 +295,34 @@ class Repository:
             )
         return self.identity
 
-    def _manifest_keys(self, policy: str | None) -> Iterator[tuple[str, int]]:
+    def manifest_keys(self, policy: str | None) -> Iterator[tuple[str, int]]:
+        """Key and size of everything that lies where manifests do."""
         prefix = "snapshots/" if policy is None else f"snapshots/{policy}/"
         return ((info.key, info.size) for info in self.storage.list(prefix))
 
-    def _signed_header(self, key: str, size: int) -> SignedHeader:
-        data = self.storage.get(key, 0, min(size, _LISTING_READ))
-        end = header_end(data[:PREFIX_SIZE], key)
-        if end > size:
-            raise ObjectDamaged(f"manifest {key} is damaged", why="it is cut short")
-        if end > len(data):
-            data = self.storage.get(key, 0, end)
-        signed = self._trusted(decode_header(data, key))
+    def signed_header(self, key: str, size: int) -> SignedHeader:
+        """One manifest's header, its signature verified. Raises ObjectNotFound, RepositoryError kinds."""
+        return self.checked(read_header(self.header_bytes(key, size), key), key, size)
+
+    def checked(self, signed: SignedHeader, key: str, size: int) -> SignedHeader:
+        """The header itself when it is a listed host's and that of an object of that key and size.
+
+        Raises ObjectDamaged, UntrustedSignature.
+        """
+        self.trusted(require_place(signed, key))
         if signed.object_size != size:
             raise ObjectDamaged(
                 f"manifest {key} is damaged", why=f"it has {size} bytes instead of {signed.object_size}"
             )
         return signed
+
+    def header_bytes(self, key: str, size: int) -> bytes:
+        """The start of a manifest of that size, header and signature included. Raises ObjectDamaged, ObjectNotFound."""
+        data = self.storage.get(key, 0, min(size, _LISTING_READ))
+        end = header_end(data[:PREFIX_SIZE], key)
+        if end > size:
+            raise ObjectDamaged(f"manifest {key} is damaged", why="it is cut short")
+        return data if end <= len(data) else self.storage.get(key, 0, end)
 
     def _get_manifest(self, key: str) -> bytes:
         try:
@@ -269,7 +330,8 @@ class Repository:
         except ObjectNotFound as error:
             raise SnapshotNotFound(f"manifest {key} is not in storage any more") from error
 
-    def _trusted(self, signed: SignedHeader) -> SignedHeader:
+    def trusted(self, signed: SignedHeader) -> SignedHeader:
+        """The header itself when a listed host wrote it for this repository. Raises UntrustedSignature."""
         header = signed.header
         if header.repository_id != self.document.repository_id:
             raise UntrustedSignature(f"manifest {header.key} belongs to another repository")

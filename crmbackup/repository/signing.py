@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from crmbackup.core.canonical import canonical_json, parse_json
 from crmbackup.core.errors import HostKeyMissing
 
 SIGNATURE_SIZE = 64
 REPOSITORY = b"crmbackup/1 repository\0"
 MANIFEST = b"crmbackup/1 manifest\0"
-REPORT = b"crmbackup drill report 1\0"
+PIN = b"crmbackup/1 pin\0"
+DRILL = b"crmbackup/1 drill\0"
+
+#: An Ed25519 public key, and what signs with its private half.
+SigningKey = tuple[bytes, Callable[[bytes], bytes]]
 
 
 class HostKey:
@@ -56,3 +64,21 @@ def is_signed(message: bytes, signature: bytes, public: bytes) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def encode_signed(domain: bytes, body: Mapping[str, object], sign: Callable[[bytes], bytes]) -> bytes:
+    """A small document: its canonical JSON with `signature`, and a line feed."""
+    return canonical_json({**body, "signature": sign(domain + canonical_json(body)).hex()}) + b"\n"
+
+
+def decode_signed(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """The values and the signature of a small document, not verified.
+
+    Raises ValueError for bytes that are not just what `encode_signed` writes for these values.
+    """
+    document = parse_json(data)
+    body: dict[str, Any] = document if isinstance(document, dict) else {}
+    signature = bytes.fromhex(str(body.pop("signature", None)))
+    if data != canonical_json({**body, "signature": signature.hex()}) + b"\n":
+        raise ValueError("bytes outside its values changed")
+    return body, signature

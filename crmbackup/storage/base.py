@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from crmbackup.core.errors import UsageError
 
+FOREVER = datetime.max.replace(tzinfo=UTC)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class ObjectInfo:
     """What a listing tells of an object. `size` in bytes; `modified` aware, by the storage's clock."""
 
@@ -62,7 +64,7 @@ class Storage(ABC):
         """What this storage was seen to do, or may be relied on for by its nature."""
 
     @abstractmethod
-    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+    def put(self, key: str, data: bytes | bytearray, *, if_absent: bool = False) -> None:
         """Store an object."""
 
     @abstractmethod
@@ -80,6 +82,13 @@ class Storage(ABC):
     @abstractmethod
     def delete(self, key: str) -> None:
         """Remove an object if it is there."""
+
+    def kept_until(self, key: str) -> datetime | None:
+        """Until when the storage itself keeps an object from being deleted, `FOREVER` for as long as somebody holds it.
+
+        By the storage's clock; the time may be over. None where there is no such thing, or where it does not tell.
+        """
+        return None
 
     @abstractmethod
     def close(self) -> None:

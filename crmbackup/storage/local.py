@@ -96,7 +96,7 @@ class LocalStorage(Storage):
     def capabilities(self) -> Capabilities:
         return self._capabilities
 
-    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+    def put(self, key: str, data: bytes | bytearray, *, if_absent: bool = False) -> None:
         parents, name = _split(key)
         try:
             with self._directory(parents, create=True) as directory:
@@ -299,7 +299,7 @@ def _make_directories(path: Path) -> None:
         sync_directory(directory.parent)
 
 
-def _write_temporary(directory: int, data: bytes) -> str:
+def _write_temporary(directory: int, data: bytes | bytearray) -> str:
     """Write and fsync a file under a name of its own; nothing is left if that fails."""
     name = f"{_TEMPORARY}{secrets.token_hex(8)}"
     descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, PRIVATE_FILE, dir_fd=directory)

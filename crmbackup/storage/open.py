@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from crmbackup.core.clock import Clock
+from crmbackup.core.errors import StorageError
 from crmbackup.storage.address import Address, Credentials, LocalAddress
 from crmbackup.storage.base import Capabilities, Storage
 from crmbackup.storage.local import LocalStorage
-from crmbackup.storage.probe import probe
+from crmbackup.storage.probe import Examination, examine, probe
 from crmbackup.storage.wrappers.claiming import Claiming
 from crmbackup.storage.wrappers.readonly import ReadOnly
 from crmbackup.storage.wrappers.retrying import Retrying
@@ -61,6 +64,24 @@ def probe_address(address: Address, credentials: Credentials | None = None, *, c
     storage = Retrying(_bare(address, credentials, conditional_put=True, create=False), clock)
     try:
         return probe(storage)
+    finally:
+        storage.close()
+
+
+def examine_address(address: Address, credentials: Credentials | None, *, name: str, clock: Clock) -> Examination:
+    """What this host may do there and what its clock says; see `examine`. Writes one object and tries to delete it."""
+    storage = _bare(address, credentials, conditional_put=None, create=False)
+    try:
+        lock = None
+        if not isinstance(address, LocalAddress):
+            from crmbackup.storage.s3 import S3Storage
+
+            assert isinstance(storage, S3Storage)
+            try:
+                lock = storage.object_lock()
+            except StorageError as error:
+                lock = f"unknown: {error}"
+        return replace(examine(Retrying(storage, clock, attempts=2), name, clock), object_lock=lock)
     finally:
         storage.close()
 

@@ -1,4 +1,4 @@
-"""Finds out by trial what a storage does. Run once, when a repository is made."""
+"""Finds out by trial what a storage does: its abilities, once, when a repository is made; and what time it has."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
+from crmbackup.core.clock import Clock
 from crmbackup.core.errors import (
     ObjectExists,
     ObjectNotFound,
@@ -50,6 +53,55 @@ def probe(storage: Storage) -> Capabilities:
             with suppress(StorageError):
                 storage.delete(key)
     return Capabilities(conditional_put=conditional)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What a short look at a storage told.
+
+    skew: how far the storage's clock is ahead of this host's, in seconds, to about a second and the time of a request.
+    may_delete: this host can delete objects. object_lock: in words; None where there is no such thing.
+    """
+
+    skew: float
+    may_delete: bool
+    object_lock: str | None = None
+
+
+def examine(storage: Storage, name: str, clock: Clock) -> Examination:
+    """Write a small object, look when the storage says that was, and try to delete it.
+
+    name: of the object below `probe/`, always the same from one host: where deleting is not allowed, only one stays.
+    Raises StorageDenied with a hint when the right to write or read is missing, other StorageErrors as they come.
+    """
+    key = f"{PROBES}{name}"
+    before = clock.now()
+    with _needing("write objects (s3:PutObject)"):
+        storage.put(key, b"crmbackup doctor\n")
+    after = clock.now()
+    with _needing("read objects (s3:GetObject)"):
+        modified = storage.stat(key).modified
+    try:
+        storage.delete(key)
+        may_delete = True
+    except StorageDenied:
+        may_delete = False
+    middle = before + (after - before) / 2
+    return Examination((modified - middle).total_seconds(), may_delete)
+
+
+def storage_now(storage: Storage) -> datetime:
+    """The present moment by the storage's clock: the time that it gives an object which is written now.
+
+    Raises StorageError; not being allowed to delete that object is none.
+    """
+    key = f"{PROBES}clock-{secrets.token_hex(8)}"
+    storage.put(key, b"clock\n")
+    try:
+        return storage.stat(key).modified
+    finally:
+        with suppress(StorageDenied):
+            storage.delete(key)
 
 
 def _try_basics(storage: Storage, root: str, made: list[str]) -> None:

@@ -9,6 +9,7 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from crmbackup.core.errors import (
+    Interrupted,
     ObjectExists,
     ObjectNotFound,
     StorageDenied,
@@ -94,6 +95,19 @@ _BROKEN = (
 
 #: What the calls of one S3 request can raise, apart from mistakes of our own.
 RAISED: Final = (raised.ClientError, raised.BotoCoreError, ResponseParserError, HTTPError, OSError, ValueError)
+
+
+def stopped(error: Exception, handled: BaseException | None) -> Interrupted | None:
+    """A signal that stopped the request: botocore takes what its handler raises for a broken connection.
+
+    handled: what was being handled before the request began, a stop of then included; it is no part of this request.
+    """
+    found: BaseException | None = error
+    while found is not None and found is not handled:
+        if isinstance(found, Interrupted):
+            return found
+        found = found.__cause__ or found.__context__
+    return None
 
 
 def s3_error(error: Exception, doing: str, *, of_object: bool = False) -> StorageError:

@@ -14,13 +14,13 @@ import pytest
 
 from crmbackup.core.errors import SourceDenied
 from crmbackup.engines.postgres.catalog import read_tables
-from crmbackup.engines.postgres.checks import check_database
+from crmbackup.engines.postgres.checks import check_claims, read_claims
 from crmbackup.engines.postgres.connection import connect
 from crmbackup.engines.postgres.describe import describe, listing, same_arrays, same_names
 from crmbackup.engines.postgres.needs import read_needs
 from crmbackup.engines.postgres.programs import find_program
 from crmbackup.engines.postgres.roles import read_roles
-from tests.postgres import TestServer, pg12, pg15, pg18  # noqa: F401 - fixtures
+from tests.postgres import TestServer
 from tests.support_postgres_describe import CHANGES, RICH, SINCE
 
 
@@ -138,7 +138,7 @@ def test_no_secret_is_in_the_listing(pair: Pair) -> None:
         assert "secret" not in str(listing(connection))
 
 
-def test_bytes_that_are_no_text_are_described_as_they_are(pg15: TestServer) -> None:  # noqa: F811
+def test_bytes_that_are_no_text_are_described_as_they_are(pg15: TestServer) -> None:
     pg15.create_database("described_ascii", encoding="SQL_ASCII", locale="C")
     try:
         with (
@@ -161,7 +161,7 @@ def test_one_array_shown_in_two_ways_is_one() -> None:
     assert same_arrays(first) == second == same_arrays(second)
 
 
-def test_a_view_that_was_shown_and_read_back_is_the_same(pg15: TestServer) -> None:  # noqa: F811
+def test_a_view_that_was_shown_and_read_back_is_the_same(pg15: TestServer) -> None:
     view = (
         "SELECT * FROM (SELECT 1 AS a, 1.5 AS b, 'x'::text AS c, 'y'::varchar AS d, now() AS e, true AS f, ARRAY[1] AS g"
         " UNION ALL SELECT NULL, 2 + 3, 'z'::name, NULL, NULL, NULL, NULL) AS q"
@@ -255,7 +255,7 @@ def test_rows_that_refer_to_nothing_are_found(
             connection.execute(BROKEN.encode())
             connection.execute("SET session_replication_role = replica")
             connection.execute(change.encode())
-            outcomes = {outcome.name: outcome for outcome in check_database(connection)}
+            outcomes = {outcome.name: outcome for outcome in check_claims(connection, read_claims(connection))}
     finally:
         server.drop_database("broken")
     found = outcomes["foreign_key_check"]
@@ -264,14 +264,14 @@ def test_rows_that_refer_to_nothing_are_found(
     assert outcomes["invalid_indexes"].ok
 
 
-def test_an_index_that_failed_to_build_is_found(pg15: TestServer) -> None:  # noqa: F811
+def test_an_index_that_failed_to_build_is_found(pg15: TestServer) -> None:
     pg15.create_database("broken")
     try:
         with closing(connect(pg15.server("broken"))) as connection:
             connection.execute("CREATE TABLE public.t AS SELECT 1 AS a FROM generate_series(1, 2)")
             with pytest.raises(psycopg.errors.UniqueViolation):
                 connection.execute('CREATE UNIQUE INDEX CONCURRENTLY "b""ad" ON public.t (a)')
-            outcome = check_database(connection)[0]
+            outcome = check_claims(connection, read_claims(connection))[0]
             assert (outcome.name, outcome.ok, outcome.detail) == ("invalid_indexes", False, 'public."b""ad"')
     finally:
         pg15.drop_database("broken")

@@ -18,7 +18,8 @@ import psycopg
 import pytest
 
 from crmbackup.core.errors import LocalDenied, LocalError, ProgramMissing
-from crmbackup.engines.postgres.ephemeral import PREFIX, PrivateServer, private_server, remove_leftovers
+from crmbackup.engines.postgres.ephemeral import PrivateServer, private_server
+from crmbackup.engines.private import PREFIX, remove_leftovers
 from tests.postgres import running_server, server_programs
 from tests.support_repo import wait_until
 
@@ -74,7 +75,7 @@ def shell(connection: psycopg.Connection[tuple[object, ...]], command: str) -> l
     return lines
 
 
-@pytest.mark.parametrize("major", MAJORS)
+@pytest.mark.parametrize("major", MAJORS, ids="pg{}".format)
 def test_it_is_of_that_version_private_and_gone_afterwards(place: Path, major: int) -> None:
     with private_server(place, major, server_programs(major)) as server:
         with connect(server) as connection:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from crmbackup.engines.postgres import joining
-from crmbackup.engines.postgres.catalog import Table, read_tables
+from crmbackup.engines.postgres.catalog import Listed, list_tables
 from crmbackup.engines.postgres.horizon import new_since
 from tests.support_postgres_snapshots import Taken
 from tests.support_postgres_sources import Chain, Cluster, Connection, blocks_of, cluster_of
@@ -17,7 +17,7 @@ SMALL = "CREATE TABLE small(id int, v text); INSERT INTO small SELECT i, 'v' || 
 OTHER = "CREATE TABLE other AS SELECT 1 AS one"
 
 
-@pytest.fixture(scope="module", params=[15, 12, 18])
+@pytest.fixture(scope="module", params=[15, 12, 18], ids="pg{}".format)
 def any_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     with cluster_of(request.param) as cluster:
         yield cluster
@@ -162,11 +162,11 @@ def test_a_crash_cannot_undo_what_a_snapshot_showed(
         session.execute("SET synchronous_commit = off")
         session.execute(change.encode())  # has its id before the snapshot is begun ...
 
-        def committing(connection: Connection, *, sizes: bool = True) -> list[Table]:
+        def committing(connection: Connection) -> list[Listed]:
             session.commit()  # ... and is committed just before it is taken
-            return read_tables(connection, sizes=sizes)
+            return list_tables(connection)
 
-        monkeypatch.setattr(joining, "read_tables", committing)
+        monkeypatch.setattr(joining, "list_tables", committing)
         first = chain.take()
         monkeypatch.undo()
         assert first.content()["public.small"][b"3\tv3\n"] == 0
@@ -319,7 +319,7 @@ def test_an_incremental_of_another_version_of_memory(cluster: Cluster) -> None:
         "truncated": lambda data: data[: len(data) // 2],
         "empty": lambda data: b"",
         "garbage": lambda data: bytes(range(256)) * 10,
-        "one digit": lambda data: data.replace(b'"quiet": true', b'"quiet": True'),
+        "one digit": lambda data: data.replace(b'"standby": false', b'"standby": False'),
         "another": lambda data: data[:200] + bytes([data[200] ^ 1]) + data[201:],
     }
     for name, damage in damages.items():

@@ -10,17 +10,17 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from crmbackup.core.errors import CrmBackupError, TargetError, TargetExists, UsageError
+from crmbackup.core.errors import CrmBackupError, TargetDenied, TargetError, TargetExists, UsageError
 from crmbackup.core.events import Warned
 from crmbackup.engines.base import RestoreOptions
 from crmbackup.engines.postgres.connection import Server
 from crmbackup.engines.postgres.target import PostgresTargetEngine
-from tests.postgres import TestServer, pg12, pg15, pg18
-from tests.support_postgres import assert_same, different
+from tests.postgres import TestServer
+from tests.support_postgres import assert_same, different, differing_kinds
 from tests.support_postgres_cases import CRM, Case, give_up_at, make_case, names_in, workers
 from tests.support_sqlite import error_of
 
-__all__ = ["make_case", "pg12", "pg15", "pg18", "workers"]
+__all__ = ["make_case", "workers"]
 
 
 def test_one_table_comes_back_with_what_it_needs(make_case: Callable[..., Case]) -> None:
@@ -29,6 +29,10 @@ def test_one_table_comes_back_with_what_it_needs(make_case: Callable[..., Case])
     place = case.place()
     lines = case.chain.target(place, tables=("contacts",)).describe(taken.image.layout)
     assert any("1 tables with 3004 rows" in line for line in lines)
+    along = next(line for line in lines if line.startswith("definitions that come along: "))
+    assert along.removeprefix("definitions that come along: ").split(", ") == [
+        "function crm.stamp()", "schema crm", "type crm.email", "type crm.stage"
+    ]  # fmt: skip
     found = case.restored(taken, place, tables=("contacts",))
     assert [table.name for table in found.tables if table.kind == "table"] == ["crm.contacts"]
     assert found.tables[0] == next(table for table in taken.image.tables if table.name == "crm.contacts")
@@ -143,6 +147,123 @@ def test_a_server_that_is_older_than_the_snapshot_is_refused(
     error = error_of(lambda: target.describe(taken.image.layout))
     assert isinstance(error, TargetError)
     assert "15" in str(error)
+
+
+def test_roles_that_a_failed_restore_made_are_removed_again(make_case: Callable[..., Case]) -> None:
+    """Only those: a role that was there before stays."""
+    made, kept = (f"{word}_{secrets.token_hex(4)}" for word in ("made", "kept"))
+    case = make_case(
+        f"CREATE ROLE {made}; CREATE ROLE {kept}; CREATE TABLE t AS SELECT 1 AS a; ALTER TABLE t OWNER TO {made};"
+        f"CREATE TABLE u (a int); ALTER TABLE u OWNER TO {kept}; ALTER DEFAULT PRIVILEGES FOR ROLE {made}"
+        f" GRANT SELECT ON TABLES TO {kept}"
+    )
+    taken = case.chain.take()
+    case.execute(case.names[0], f"DROP OWNED BY {made}; DROP ROLE {made}")
+    roles = f"SELECT rolname FROM pg_roles WHERE rolname IN ('{made}', '{kept}')"
+    try:
+        for create in (True, False):
+            target = case.chain.target(case.place(make=not create), create=create, roles="create")
+            with pytest.raises(KeyboardInterrupt):
+                case.chain.restore(taken, target, spoil=give_up_at(len(taken.chunks) - 1))
+            assert case.execute("postgres", roles) == [(kept,)]
+        assert_same(taken, case.restored(taken, case.place(), roles="create"))
+    finally:
+        for name in case.names:
+            case.host.drop_database(name)
+        case.execute("postgres", f"DROP ROLE IF EXISTS {made}; DROP ROLE {kept}")
+
+
+def test_an_extension_that_the_server_lacks_is_refused_by_the_plan(make_case: Callable[..., Case]) -> None:
+    """Before anything is fetched; but not for a table that does not need it, and not for rows alone."""
+    case = make_case(
+        "CREATE EXTENSION hstore; CREATE TABLE with_it AS SELECT 'a=>1'::hstore AS h; CREATE TABLE without AS SELECT 1 AS a"
+    )
+    taken = case.chain.take()
+    layout = dict(taken.image.layout)
+    layout["extensions"] = {key: name.replace("hstore", "no_such") for key, name in layout["extensions"].items()}
+    place = case.place()
+    for options in ({}, {"tables": ("with_it",)}):
+        error = error_of(lambda options=options: case.chain.target(place, **options).describe(layout))  # type: ignore[misc]
+        assert isinstance(error, TargetError)
+        assert error.why == "no_such"
+        assert "install" in error.hint
+    case.chain.target(place, tables=("without",)).describe(layout)
+    case.chain.target(place, content="data").describe(layout)
+
+
+def test_rows_that_break_a_foreign_key_come_back_with_the_key_for_new_rows(
+    make_case: Callable[..., Case], pg12: TestServer
+) -> None:
+    definition = """
+        CREATE TABLE parent (a int PRIMARY KEY); CREATE TABLE child (a int); INSERT INTO child VALUES (1);
+        CREATE TABLE "good; child" (a int CONSTRAINT "it ""holds"";
+            -- here" REFERENCES parent);
+        CREATE TABLE parted (a int) PARTITION BY LIST (a); CREATE TABLE part_1 PARTITION OF parted FOR VALUES IN (1);
+        INSERT INTO parted VALUES (1);
+        ALTER TABLE child ADD CONSTRAINT "böse" FOREIGN KEY (a) REFERENCES parent NOT VALID;
+        COMMENT ON CONSTRAINT "böse" ON child IS 'said of it';
+        INSERT INTO parent VALUES (1); ALTER TABLE parted ADD CONSTRAINT whole FOREIGN KEY (a) REFERENCES parent;
+        COMMENT ON CONSTRAINT whole ON parted IS 'said of the other';
+        UPDATE pg_constraint SET convalidated = true WHERE conname = 'böse';
+        CREATE FUNCTION never() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'rows stay'; END$$;
+        CREATE TRIGGER never BEFORE TRUNCATE ON child EXECUTE FUNCTION never();
+        SET session_replication_role = replica; DELETE FROM parent
+    """
+    case = make_case(definition, pg12, encoding="LATIN1", locale="C")
+    taken = case.chain.take()
+    place = case.place(make=False)
+    refused = error_of(lambda: case.restored(taken, place, create=True))
+    assert any(key in refused.why for key in ("böse", "whole"))  # the first of those that are made side by side
+    assert "--foreign-keys not-valid" in refused.hint
+    case.chain.restore(taken, case.chain.target(place, create=True, foreign_keys="not-valid"))
+    warned = [event.text for event in case.chain.events if isinstance(event, Warned)]
+    assert ["böse is NOT VALID" in warned[0], "whole is left out" in warned[1], len(warned)] == [True, True, 2]
+    assert case.execute(
+        place.database,
+        "SELECT conname, convalidated, obj_description(oid, 'pg_constraint') FROM pg_constraint WHERE contype = 'f'"
+        ' ORDER BY conname COLLATE "C"',
+    ) == [("böse", False, "said of it"), ('it "holds";\n            -- here', True, None)]
+    assert case.execute(place.database, "SELECT a FROM child UNION ALL SELECT a FROM parted") == [(1,), (1,)]
+    with pytest.raises(psycopg.errors.ForeignKeyViolation):
+        case.execute(place.database, "INSERT INTO child VALUES (2)")
+
+    # A drill names all of them, and finds all else as in the source: rows, definitions, comments on the keys.
+    case.chain.events.clear()
+    engine = PostgresTargetEngine(None, None, drill_server=case.host.server("postgres"))
+    with engine.isolated(case.chain.scratch, taken.image.layout, taken.info.properties, print) as drilled:
+        case.chain.restore(taken, drilled.target)
+        found = case.chain.verify(taken, drilled.target)
+    assert different(taken.image.tables, found.tables) == []
+    assert differing_kinds(taken, found) == []
+    (broken,) = [check for check in found.checks if not check.ok]
+    assert broken.name == "foreign_key_check"
+    assert broken.detail == (
+        '"public"."child" "böse": 1 rows without the row they refer to,'
+        ' "public"."parted" "whole": 1 rows without the row they refer to'
+    )
+    assert [event for event in case.chain.events if isinstance(event, Warned)] == []
+
+
+def test_rows_alone_need_the_right_to_switch_triggers_off(make_case: Callable[..., Case]) -> None:
+    role = f"owner_{secrets.token_hex(4)}"
+    case = make_case("CREATE TABLE t AS SELECT 1 AS a")
+    taken = case.chain.take()
+    case.execute("postgres", f"CREATE ROLE {role} LOGIN")
+    try:
+        place = case.place(make=False)
+        case.host.create_database(place.database, owner=role, template="template0")
+        mine = Server(tuple(sorted({**dict(place.keywords), "user": role}.items())))
+        case.restored(taken, mine, content="schema", roles="ignore")
+        error = error_of(lambda: case.restored(taken, mine, content="data", roles="ignore"))
+        assert isinstance(error, TargetDenied)
+        assert "GRANT SET ON PARAMETER session_replication_role" in error.hint
+        case.execute("postgres", f"GRANT SET ON PARAMETER session_replication_role TO {role}")
+        case.restored(taken, mine, content="data", roles="ignore")
+        assert case.execute(place.database, "SELECT a FROM t") == [(1,)]
+    finally:
+        for name in case.names:
+            case.host.drop_database(name)
+        case.execute("postgres", f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 def test_the_owner_of_a_database_restores_without_being_superuser(make_case: Callable[..., Case]) -> None:

@@ -50,7 +50,7 @@ STATEMENTS = (
 )
 
 
-@pytest.fixture(scope="module", params=[12, 15, 18])
+@pytest.fixture(scope="module", params=[12, 15, 18], ids="pg{}".format)
 def servers(request: pytest.FixtureRequest) -> Iterator[tuple[TestServer, TestServer]]:
     """One with the roles and the database, and an empty one of the same version."""
     with running_server(request.param) as source, running_server(request.param) as target:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from crmbackup.engines.postgres.postmaster import server_account
+from crmbackup.engines.private import server_account
 from tests.postgres import TestServer, server_programs
 from tests.support_postgres_sources import Chain, Cluster, cluster_of, copy_of
 

@@ -10,7 +10,7 @@ from crmbackup.engines.postgres.connection import quoted
 from tests.support_postgres_sources import Cluster, cluster_of
 
 
-@pytest.fixture(scope="module", params=[15, 12])
+@pytest.fixture(scope="module", params=[15, 12], ids="pg{}".format)
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     with cluster_of(request.param) as cluster:
         yield cluster

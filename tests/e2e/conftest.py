@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 from tests.e2e.gate import Gate, gate_before
 from tests.e2e.product import Host, crm, write_policy
 from tests.servers import S3Server
+
+# The program honours that nohup has SIGHUP ignored, and so would every process of a test that is run under it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

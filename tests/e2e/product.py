@@ -12,6 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ PROGRAM = Path(sys.executable).with_name("crmbackup")
 CRMGEN = Path(__file__).parents[2] / "scripts" / "crmgen.py"
 #: No command of these tests takes a tenth of this, even on a busy machine.
 SECONDS = 120
+#: For a schedule: a month that does not begin while a test runs, on whatever day that is.
+FAR = (datetime.now(UTC).month + 5) % 12 + 1
 #: So that processes are measured where the tests are.
 PASSED_ON = ("COVERAGE_FILE", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
 
@@ -143,6 +146,15 @@ class Host:
     def snapshots(self, *where: object) -> list[dict[str, Any]]:
         """What the repository holds."""
         return self.run("snapshots", *where, "--json").lines
+
+
+def findings(host: Host, policy: Path) -> dict[str, list[dict[str, str]]]:
+    """What doctor says of a policy with which something is wrong, by area."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for line in host.run("doctor", policy, "--json", code=14).lines:
+        if line["type"] == "finding" and line["policy"]:
+            found.setdefault(line["area"], []).append(line)
+    return found
 
 
 def quiet(done: Done) -> None:

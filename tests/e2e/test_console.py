@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ import pytest
 from tests.e2e.product import PROGRAM, Host, content, quiet, write_policy
 
 pytestmark = pytest.mark.e2e
-COMMANDS = ("init", "backup", "snapshots", "show", "restore", "drill", "check", "policy", "report", "catalog")
+COMMANDS = (
+    *("init", "backup", "snapshots", "show", "restore", "drill", "check", "policy", "report", "catalog"),
+    *("schedule", "run", "status", "doctor"),
+)
 
 
 def test_every_command_has_help_and_none_needs_a_home(host: Host) -> None:
@@ -111,6 +115,44 @@ def test_names_that_the_terminal_cannot_show_or_should_not_obey(ready: Host, dat
         assert "\x1b" not in done.out + done.err
         assert "\u202e" not in done.out + done.err
     assert content(ready.cwd / "o.db") == content(database)
+
+
+def test_chinese_names_of_tables_and_paths(tmp_path: Path) -> None:
+    """Under LC_ALL=C, where Python takes nothing but ASCII for granted."""
+    place = tmp_path / "客戶 管理"
+    place.mkdir()
+    host = Host.make(place, LC_ALL="C")
+    (host.cwd / "policies").mkdir()
+    database, repository, identity = place / "資料庫.db", place / "備份庫", place / "身份.txt"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute('CREATE TABLE "聯絡人" ("姓名" TEXT, "備註" TEXT)')
+        connection.execute('INSERT INTO "聯絡人" VALUES (?, ?)', ("王小明", "重要 客戶"))
+        connection.commit()
+    asked = "[{name: 還有王小明, sql: \"SELECT count(*) FROM 聯絡人 WHERE 姓名 = '王小明'\", expect: 1}]"
+    more = f'drill: {{reports: "{place}/報告", assertions: {asked}}}\nlog: {{path: "{place}/記錄.log"}}'
+    inside = [f'identity: {{file: "{identity}"}}']
+    policy = write_policy(host.cwd / "policies" / "crm.yaml", database, str(repository), more=more, inside=inside)
+    host.run("init", "crm", "--no-passphrase", "--identity-out", identity)
+    quiet(host.run("backup", "crm"))
+    host.run("pin", "crm", "latest", "--why", "年底")
+    assert "年底" in host.run("snapshots", "crm", "--json").out
+    quiet(host.run("drill", "crm"))
+    quiet(host.run("check", "crm", "--read-data"))
+    shown = host.run("show", "crm", "--json").one("snapshot")
+    assert [table["name"] for table in shown["tables"]] == ["聯絡人"]
+    host.run("restore", "crm", "--to", "還原.db")
+    assert content(host.cwd / "還原.db") == content(database)
+    host.run("status", "crm")
+    assert "聯絡人" in next((place / "報告").glob("*.json")).read_text("utf-8")
+    assert "backup done" in (place / "記錄.log").read_text("utf-8")
+    # A policy's name is part of keys in storage, so it is in ASCII; that is said, with the name that is meant.
+    policy.rename(policy.with_name("客戶.yaml"))
+    (host.cwd / "policies" / "客戶.yaml").write_text(
+        policy.with_name("客戶.yaml").read_text().replace("crm", "客戶", 1)
+    )
+    refused = host.run("policy", "validate", "客戶", code=2)
+    assert "name" in refused.err + refused.out
+    assert "Traceback" not in refused.err
 
 
 def test_a_current_directory_that_is_gone_is_an_error_with_a_way_out(ready: Host, tmp_path: Path) -> None:

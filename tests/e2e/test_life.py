@@ -56,6 +56,7 @@ def test_from_nothing_to_a_proved_restore(host: Host, database: Path, tmp_path: 
     assert "is genuine" in host.run("report", "verify", report, "crm").out
     quiet(host.run("check", "crm", "--read-data", *key))
 
+    assert len(host.run("catalog", "runs", "crm", "--json").lines) == 2
     (host.state / "catalog.db").unlink()
     assert "2 snapshots and 1 drill" in host.run("catalog", "rebuild", "crm").out
     drill = host.run("catalog", "drills", "crm", "--json").one("drill")

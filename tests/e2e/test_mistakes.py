@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import sqlite3
 import subprocess
 from contextlib import closing
@@ -212,6 +213,23 @@ def test_init_makes_no_second_repository_and_loses_no_identity(ready: Host, tmp_
     assert not (tmp_path / "new-repository").exists()
 
 
+@pytest.mark.parametrize("scheme", ["postgresql", "mysql"])
+def test_a_snapshot_of_another_product_is_refused_before_a_server_is_asked(
+    ready: Host, tmp_path: Path, scheme: str
+) -> None:
+    (snapshot,) = ready.snapshots("crm")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        to = f"{scheme}://admin@127.0.0.1:{server.getsockname()[1]}/crm"
+        place = ("--repository", tmp_path / "repository", "--identity-file", tmp_path / "identity.txt")
+        for which in (("crm",), ("crm", "--snapshot", snapshot["snapshot_id"][:6]), place):
+            refused = ready.run("restore", *which, "--to", to, "--json", code=2).error
+            assert "of engine sqlite" in refused["message"]
+            assert "file" in refused["hint"]
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
 def test_damage_is_found_and_named(ready: Host, tmp_path: Path) -> None:
     (pack,) = (path for path in (tmp_path / "repository" / "packs").rglob("*") if path.is_file())
     data = bytearray(pack.read_bytes())
@@ -223,9 +241,49 @@ def test_damage_is_found_and_named(ready: Host, tmp_path: Path) -> None:
     found = ready.run("check", "crm", "--read-data", code=5)
     assert pack.name[:16] in found.out
     assert snapshot["snapshot_id"] in found.out
+    # Every check looks at it again, also one that reads nothing else; the same is known to whoever watches.
+    assert pack.name[:16] in ready.run("check", "crm", code=5).out
+    status = ready.run("status", "--json", code=14).one("status")
+    assert (
+        *(each["code"] for each in status["concerns"]),
+        status["check"]["passed"],
+        status["damage"]["passed"],
+    ) == ("check-failed", False, False)
+    assert "found damage: pack" in ready.run("monitor", "crm", code=2).out
     for command in (("restore", "crm", "--to", "x"), ("drill", "crm")):
         assert ready.run(*command, "--json", code=5).error["code"] == "object-damaged"
     assert not (ready.cwd / "x").exists()
+
+
+def test_damage_that_a_check_of_the_repository_found_ends_with_a_check_of_the_policy(
+    ready: Host, tmp_path: Path
+) -> None:
+    (pack,) = (path for path in (tmp_path / "repository" / "packs").rglob("*") if path.is_file())
+    whole = pack.read_bytes()
+    pack.chmod(0o600)
+    pack.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    ready.run(
+        "check",
+        "--repository",
+        tmp_path / "repository",
+        "--read-data",
+        "--identity-file",
+        tmp_path / "identity.txt",
+        code=5,
+    )
+    assert pack.name[:16] in ready.run("check", "crm", code=5).out
+    pack.write_bytes(whole)
+    quiet(ready.run("check", "crm"))
+    assert ready.run("status", "--json").one("status")["concerns"] == []
+    assert ready.run("backup", "crm", "--incremental", "--json").one("snapshot")["kind"] == "incremental"
+
+
+def test_a_check_whose_note_cannot_be_read_keeps_no_backup_from_being_taken(ready: Host) -> None:
+    (state,) = (path for path in ready.state.iterdir() if (path / "crm").is_dir() and path.name != "schedule")
+    (state / "~check.json").mkdir()
+    done = ready.run("backup", "crm")
+    assert "what checks found damaged is not known" in done.err
+    assert len(ready.snapshots("crm")) == 2
 
 
 def test_a_full_disk_leaves_the_last_snapshot_and_no_half_file(

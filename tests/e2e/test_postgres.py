@@ -12,7 +12,7 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
-from tests.e2e.product import Host, quiet
+from tests.e2e.product import Host, findings, quiet
 from tests.e2e.test_decrypt import decrypt
 from tests.postgres import TestServer, running_server
 
@@ -207,15 +207,21 @@ def test_drills_that_must_fail(server: TestServer, crm: str, host: Host, tmp_pat
     done = host.run("drill", policy, code=7)
     assert "no accounts" in done.out + done.err
     with server.connect(crm) as connection:
-        # As a database gets after years of disabled triggers: no restore could make its foreign key again.
+        # As a database gets after years of disabled triggers: no restore could make its foreign keys again.
         connection.execute("SET session_replication_role = replica; DELETE FROM accounts WHERE id = 5")
     quiet(host.run("backup", policy))
-    assert "_account_fkey" in host.run("drill", policy, code=13).err
+    done = host.run("drill", policy_of(host, server, crm, tmp_path), code=7)
+    assert "foreign_keys: report" in done.err
+    for key in ('"public"."contacts" "contacts_account_fkey": 3 rows', '"sales"."deals" "deals_account_fkey": 2 rows'):
+        assert key in done.out + done.err
+    host.run("drill", policy_of(host, server, crm, tmp_path, "drill: {foreign_keys: report}"))
 
 
 def test_mistakes(server: TestServer, crm: str, host: Host, tmp_path: Path) -> None:
-    policy = policy_of(host, server, crm, tmp_path)
+    policy = policy_of(host, server, crm, tmp_path, 'schedule: {drill: "0 5 1 * *"}')
     host.run("init", policy, "--no-passphrase", "--identity-out", tmp_path / "identity.txt")
+    programs = findings(host, policy)["programs"]
+    assert [each["text"].split()[0] for each in programs] == ["pg_dump", "initdb", "postgres"]
     (tmp_path / "password").write_text("wrong\n")
     error = host.run("backup", policy, "--json", code=3).error
     assert error["code"] == "source-denied"
@@ -223,6 +229,8 @@ def test_mistakes(server: TestServer, crm: str, host: Host, tmp_path: Path) -> N
     with server.connect(crm) as connection:
         connection.execute("REVOKE pg_read_all_data FROM backup")
         error = host.run("backup", policy, "--json", code=3).error
+        (source,) = findings(host, policy)["source"]
+        assert (source["level"], "GRANT" in source["mend"]) == ("fail", True)
         connection.execute("GRANT pg_read_all_data TO backup")
     assert (error["code"], "GRANT" in error["hint"]) == ("source-denied", True)
     policy.write_text(policy.read_text().replace("/crm?", "/nowhere?"))

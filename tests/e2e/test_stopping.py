@@ -16,13 +16,15 @@ pytestmark = pytest.mark.e2e
 PACKS = "/backups/packs/"
 
 
-def stop(host: Host, gate: Gate, number: signal.Signals, *arguments: object) -> tuple[int, str]:
-    """Begin a command, stop it while it moves packs, and give its exit code and standard error."""
-    gate.hold(PACKS)
+def stop(
+    host: Host, gate: Gate, number: signal.Signals, *arguments: object, at: str = PACKS, workers: bool = True
+) -> tuple[int, str]:
+    """Begin a command, stop it at a request, and give its exit code and standard error. workers: that are at work then."""
+    gate.hold(at)
     with stopped_at_end(host.start(*arguments)) as process:
         assert gate.held.wait(SECONDS)
         children = psutil.Process(process.pid).children(recursive=True)
-        assert children, "no worker is at work"
+        assert bool(children) == workers
         process.send_signal(number)
         done = host.ended(process)
         _, alive = psutil.wait_procs(children, timeout=SECONDS)
@@ -76,6 +78,29 @@ def test_a_stopped_drill_removes_what_it_restored_and_is_no_success(
     drills = host.run("catalog", "drills", on_s3, "--json").lines
     assert {drill["validation"] for drill in drills} == {"not-run"}
     quiet(host.run("drill", on_s3))
+
+
+def test_ctrl_c_in_any_other_phase_ends_a_command_and_the_next_one_works(
+    host: Host, on_s3: Path, gate: Gate, database: Path
+) -> None:
+    """Before anything is read, in the commit, while manifests or packs are read, and before anything is deleted."""
+    manifests = "/backups/snapshots/"
+    for at, workers, command in (
+        ("condemned", False, ("backup", on_s3)),
+        (manifests, False, ("backup", on_s3)),
+        (manifests, False, ("check", on_s3)),
+        (PACKS, True, ("check", on_s3, "--read-data")),
+        (manifests, False, ("forget", on_s3, "--yes")),
+        (manifests, False, ("prune", on_s3, "--yes")),
+    ):
+        code, err = stop(host, gate, signal.SIGINT, *command, at=at, workers=workers)
+        assert code == 130, (command, at, err)
+        assert "crmbackup: interrupted: stopped by" in err
+        assert "Traceback" not in err
+        if command[0] == "backup":
+            host.run(*command)
+    host.run("restore", on_s3, "--to", "out.db")
+    assert content(host.cwd / "out.db") == content(database)
 
 
 def test_two_runs_of_one_policy_do_not_overlap(host: Host, on_s3: Path, gate: Gate) -> None:

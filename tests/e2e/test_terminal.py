@@ -78,7 +78,7 @@ def test_questions_are_asked_again_until_the_answers_fit(host: Host, database: P
         for question, answer in (
             ("Name of the policy [crm]: ", "bad name"),
             ("Name of the policy [crm]: ", ""),
-            ("Database to protect (/path/to/file or postgresql://user@host/name): ", "here.db"),
+            ("Database to protect (/path/to/file, postgresql://user@host/name or mysql://...): ", "here.db"),
             ("Where to keep snapshots", "./backups"),
             ("[nightly]: ", "sometimes"),
             ("[nightly]: ", "office"),

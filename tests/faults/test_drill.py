@@ -81,7 +81,7 @@ def forge(site: Site, change: Callable[[dict[str, Any]], None]) -> ManifestHeade
     body = repository.body(header)
     change(body)
     later = replace(header, snapshot_id="f" * 16, captured=header.captured + timedelta(seconds=1))
-    return repository.commit(later, body)
+    return repository.commit(later, body, SystemClock())
 
 
 def test_a_good_snapshot_passes_with_nothing_of_the_local_state(site: Site) -> None:

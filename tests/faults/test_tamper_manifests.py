@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from crmbackup.core.clock import SystemClock
 from crmbackup.core.errors import (
     CrmBackupError,
     ObjectNotFound,
@@ -192,7 +193,7 @@ def test_a_manifest_that_needs_a_pack_it_does_not_list_is_not_restored(kept: Kep
     repository = kept.site.open()
     body = repository.body(kept.incremental)
     header = replace(kept.incremental, snapshot_id="e" * 16, packs=kept.incremental.packs[:1])
-    repository.commit(header, body)
+    repository.commit(header, body, SystemClock())
     header = next(each for each in kept.site.headers() if each.snapshot_id == "e" * 16)
     assert kept.site.restore_fails(header).code == "object-damaged"
     assert codes(kept.site.check().findings) == {"object-damaged"}
@@ -202,7 +203,7 @@ def test_a_manifest_whose_chunk_key_does_not_fit_is_found_by_check(kept: Kept) -
     """Every frame is authentic, yet the snapshot cannot be restored: check with the identity must say so."""
     repository = kept.site.open()
     body = repository.body(kept.full) | {"chunk_key": "00" * 32}
-    repository.commit(replace(kept.full, snapshot_id="e" * 16), body)
+    repository.commit(replace(kept.full, snapshot_id="e" * 16), body, SystemClock())
     header = next(each for each in kept.site.headers() if each.snapshot_id == "e" * 16)
     assert kept.site.restore_fails(header).code == "object-damaged"
     (finding,) = kept.site.check().findings
@@ -215,7 +216,7 @@ def test_a_manifest_with_the_chunks_of_another_is_found_by_check(kept: Kept) -> 
     body = repository.body(kept.incremental)
     # The same table over other packs: frames that these packs do not have.
     header = replace(kept.incremental, snapshot_id="e" * 16, packs=kept.incremental.packs[::-1])
-    repository.commit(header, body)
+    repository.commit(header, body, SystemClock())
     header = next(each for each in kept.site.headers() if each.snapshot_id == "e" * 16)
     assert kept.site.restore_fails(header).code == "object-damaged"
     assert "e" * 16 in {name for finding in kept.site.check().findings for name in finding.snapshots}
@@ -227,7 +228,8 @@ def test_a_manifest_with_the_chunks_of_another_is_found_by_check(kept: Kept) -> 
 def test_a_header_larger_than_one_read_is_listed_and_checked(kept: Kept) -> None:
     repository = kept.site.open()
     packs = tuple(PackInfo(f"{number:064x}", number) for number in range(1000))
-    header = repository.commit(replace(kept.full, snapshot_id="d" * 16, packs=packs), {})
+    header = replace(kept.full, snapshot_id="d" * 16, packs=packs)
+    repository.storage.put(header.key, encode_manifest(header, {}, repository.recipients, kept.site.host_key))
     assert header in repository.snapshots("crm").headers
     path = kept.manifest(header)
     data = path.read_bytes()

@@ -59,9 +59,9 @@ def catalog(url: str) -> Iterator[Catalog]:
 def test_what_is_recorded_is_there_when_it_is_opened_again(url: str) -> None:
     first = Catalog(url)
     assert first.history == "new"
-    first.record_run(RUN)
-    first.record_snapshot(SNAPSHOT)
-    first.record_drill(DRILL)
+    first.record(RUN)
+    first.record(SNAPSHOT)
+    first.record(DRILL)
     first.close()
     second = Catalog(url)
     assert second.history == "kept"
@@ -80,28 +80,28 @@ def test_an_empty_catalog(catalog: Catalog) -> None:
 
 def test_a_run_recorded_again_replaces_itself(catalog: Catalog) -> None:
     started = Run("r1", "crm-prod", "backup", START, "running", "crm-01")
-    catalog.record_run(started)
+    catalog.record(started)
     assert catalog.runs() == [started]
-    catalog.record_run(RUN)
+    catalog.record(RUN)
     assert catalog.runs() == [RUN]
 
 
 def test_snapshots_and_drills_recorded_again_replace_themselves(catalog: Catalog) -> None:
-    catalog.record_snapshot(SNAPSHOT)
-    catalog.record_snapshot(replace(SNAPSHOT, added=1))
-    catalog.record_snapshot(replace(SNAPSHOT, repository_id="copy"))
+    catalog.record(SNAPSHOT)
+    catalog.record(replace(SNAPSHOT, added=1))
+    catalog.record(replace(SNAPSHOT, repository_id="copy"))
     assert {row.repository_id: row.added for row in catalog.snapshots()} == {"repo": 1, "copy": 2**33}
-    catalog.record_drill(DRILL)
-    catalog.record_drill(replace(DRILL, validation="failed"))
+    catalog.record(DRILL)
+    catalog.record(replace(DRILL, validation="failed"))
     assert [row.validation for row in catalog.drills()] == ["failed"]
 
 
 def test_the_newest_come_first_and_policies_are_kept_apart(catalog: Catalog) -> None:
     for number, policy in enumerate(["crm-prod", "crm-test", "CRM-PROD", "crm-prod"]):
         moment = START + timedelta(days=number)
-        catalog.record_run(replace(RUN, run_id=f"r{number}", policy=policy, started_at=moment))
-        catalog.record_snapshot(replace(SNAPSHOT, snapshot_id=f"s{number}", policy=policy, captured_at=moment))
-        catalog.record_drill(replace(DRILL, drill_id=f"d{number}", policy=policy, started_at=moment))
+        catalog.record(replace(RUN, run_id=f"r{number}", policy=policy, started_at=moment))
+        catalog.record(replace(SNAPSHOT, snapshot_id=f"s{number}", policy=policy, captured_at=moment))
+        catalog.record(replace(DRILL, drill_id=f"d{number}", policy=policy, started_at=moment))
     assert [row.run_id for row in catalog.runs()] == ["r3", "r2", "r1", "r0"]
     assert [row.run_id for row in catalog.runs(limit=2)] == ["r3", "r2"]
     assert [row.run_id for row in catalog.runs("crm-prod")] == ["r3", "r0"]
@@ -115,15 +115,15 @@ def test_the_newest_come_first_and_policies_are_kept_apart(catalog: Catalog) -> 
 
 def test_runs_of_the_same_moment_come_last_recorded_first(catalog: Catalog) -> None:
     for number in range(3):
-        catalog.record_run(replace(RUN, run_id=f"r{number}"))
+        catalog.record(replace(RUN, run_id=f"r{number}"))
     assert [row.run_id for row in catalog.runs()] == ["r2", "r1", "r0"]
 
 
 def test_a_rebuild_replaces_one_repository_only(catalog: Catalog) -> None:
     for repository in ("repo", "copy"):
-        catalog.record_snapshot(replace(SNAPSHOT, repository_id=repository))
-        catalog.record_drill(replace(DRILL, drill_id=f"d-{repository}", repository_id=repository))
-    catalog.record_drill(replace(DRILL, drill_id="d-none", repository_id=None))
+        catalog.record(replace(SNAPSHOT, repository_id=repository))
+        catalog.record(replace(DRILL, drill_id=f"d-{repository}", repository_id=repository))
+    catalog.record(replace(DRILL, drill_id="d-none", repository_id=None))
     snapshots = [replace(SNAPSHOT, snapshot_id=f"n{number:04}") for number in range(2500)]
     catalog.replace_snapshots("repo", snapshots)
     catalog.replace_drills("repo", [])
@@ -132,7 +132,7 @@ def test_a_rebuild_replaces_one_repository_only(catalog: Catalog) -> None:
 
 
 def test_a_rebuild_that_fails_changes_nothing(catalog: Catalog) -> None:
-    catalog.record_snapshot(SNAPSHOT)
+    catalog.record(SNAPSHOT)
     with pytest.raises(ValueError, match="repository repo"):
         catalog.replace_snapshots("repo", [replace(SNAPSHOT, repository_id="other")])
     naive = replace(SNAPSHOT, snapshot_id="n", captured_at=START.replace(tzinfo=None))
@@ -149,8 +149,8 @@ def test_every_value_comes_back(moment: datetime, text: str, number: int, second
     catalog = Catalog("sqlite://")
     run = replace(RUN, policy=text, started_at=moment, error_text=text, bytes_read=number)
     drill = replace(DRILL, finished_at=moment, rto_seconds=seconds, report_path=text)
-    catalog.record_run(run)
-    catalog.record_drill(drill)
+    catalog.record(run)
+    catalog.record(drill)
     (found,) = catalog.runs(policy=text)
     # Python calls moments in two zones unequal where a clock is turned back, so both are told in UTC.
     assert found == replace(run, started_at=moment.astimezone(UTC))
@@ -161,19 +161,19 @@ def test_every_value_comes_back(moment: datetime, text: str, number: int, second
 
 def test_moments_of_other_zones_are_sorted_by_the_moment(catalog: Catalog) -> None:
     east = timezone(timedelta(hours=9))
-    catalog.record_run(replace(RUN, run_id="early", started_at=datetime(2026, 7, 1, 8, tzinfo=east)))
-    catalog.record_run(replace(RUN, run_id="late", started_at=datetime(2026, 7, 1, 1, tzinfo=UTC)))
+    catalog.record(replace(RUN, run_id="early", started_at=datetime(2026, 7, 1, 8, tzinfo=east)))
+    catalog.record(replace(RUN, run_id="late", started_at=datetime(2026, 7, 1, 1, tzinfo=UTC)))
     assert [row.run_id for row in catalog.runs()] == ["late", "early"]
     assert catalog.runs()[1].started_at == datetime(2026, 6, 30, 23, tzinfo=UTC)
 
 
 def test_a_naive_moment_is_refused(catalog: Catalog) -> None:
     with pytest.raises(ValueError, match="started_at"):
-        catalog.record_run(replace(RUN, started_at=START.replace(tzinfo=None)))
+        catalog.record(replace(RUN, started_at=START.replace(tzinfo=None)))
 
 
 def test_texts_that_databases_refuse_are_stored_as_escapes(catalog: Catalog) -> None:
-    catalog.record_run(replace(RUN, error_text="caf\udce9 \0" + "x" * 10_000))
+    catalog.record(replace(RUN, error_text="caf\udce9 \0" + "x" * 10_000))
     text = catalog.runs()[0].error_text or ""
     assert text.startswith("caf\\udce9 \\0x")
     assert len(text) == ERROR_TEXT_LENGTH
@@ -207,7 +207,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 catalog = Catalog(sys.argv[1])
 for number in range(25):
-    catalog.record_run(replace(RUN, run_id=f"{sys.argv[2]}-{number}"))
+    catalog.record(replace(RUN, run_id=f"{sys.argv[2]}-{number}"))
     catalog.replace_snapshots(sys.argv[2], [replace(SNAPSHOT, repository_id=sys.argv[2], added=number)])
     catalog.runs(limit=3)
 catalog.close()
@@ -242,12 +242,12 @@ def test_processes_that_create_and_write_at_once_lose_nothing(url: str) -> None:
 
 def test_threads_share_a_catalog(catalog: Catalog) -> None:
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda n: catalog.record_run(replace(RUN, run_id=str(n))), range(40)))
+        list(pool.map(lambda n: catalog.record(replace(RUN, run_id=str(n))), range(40)))
     assert len(catalog.runs()) == 40
 
 
 def test_a_reader_does_not_wait_for_a_writer(tmp_path: Path, catalog: Catalog) -> None:
-    catalog.record_run(RUN)
+    catalog.record(RUN)
     writer = sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
     writer.execute("DELETE FROM crmbackup_runs")

@@ -21,9 +21,9 @@ from tests.unit.test_catalog import DRILL, RUN, SNAPSHOT
 def filled(path: Path) -> str:
     url = f"sqlite:///{path}"
     catalog = Catalog(url)
-    catalog.record_run(RUN)
-    catalog.record_snapshot(SNAPSHOT)
-    catalog.record_drill(DRILL)
+    catalog.record(RUN)
+    catalog.record(SNAPSHOT)
+    catalog.record(DRILL)
     catalog.close()
     return url
 
@@ -64,7 +64,7 @@ def test_an_older_or_half_made_catalog_is_made_anew(tmp_path: Path, statement: s
     catalog = Catalog(url)
     assert catalog.history == "discarded"
     assert catalog.runs() == []
-    catalog.record_run(RUN)
+    catalog.record(RUN)
     assert catalog.runs() == [RUN]
     catalog.close()
 
@@ -94,7 +94,7 @@ def test_a_file_deleted_under_an_open_catalog_is_reported_and_the_next_open_star
     catalog = Catalog(url)
     for part in tmp_path.iterdir():
         part.unlink()
-    attempts: list[Callable[[], object]] = [catalog.runs, lambda: catalog.record_run(RUN)]
+    attempts: list[Callable[[], object]] = [catalog.runs, lambda: catalog.record(RUN)]
     for attempt in attempts:
         with pytest.raises(LocalError, match="no such table") as caught:
             attempt()
@@ -112,7 +112,7 @@ def test_a_read_only_catalog_can_be_read_but_not_written(tmp_path: Path) -> None
     assert catalog.history == "kept"
     assert catalog.runs() == [RUN]
     with pytest.raises(LocalDenied, match="readonly"):
-        catalog.record_run(RUN)
+        catalog.record(RUN)
     assert catalog.runs() == [RUN]
     catalog.close()
 
@@ -135,10 +135,10 @@ def test_a_catalog_kept_locked_is_reported(tmp_path: Path) -> None:
     holder.execute("BEGIN IMMEDIATE")
     catalog = Catalog(f"sqlite:///file:{path}?timeout=0.05&uri=true")
     with pytest.raises(LocalError, match="locked") as caught:
-        catalog.record_run(RUN)
+        catalog.record(RUN)
     assert "another process" in caught.value.hint
     holder.execute("ROLLBACK")
-    catalog.record_run(RUN)
+    catalog.record(RUN)
     holder.close()
     catalog.close()
 
@@ -146,7 +146,7 @@ def test_a_catalog_kept_locked_is_reported(tmp_path: Path) -> None:
 def test_a_number_that_no_database_holds_is_reported(tmp_path: Path) -> None:
     catalog = Catalog(f"sqlite:///{tmp_path}/c.db")
     with pytest.raises(LocalError):
-        catalog.record_run(replace(RUN, bytes_read=2**70))
+        catalog.record(replace(RUN, bytes_read=2**70))
     assert catalog.runs() == []
     catalog.close()
 

@@ -169,8 +169,8 @@ def test_the_history_of_runs_and_drills(crmbackup: Crmbackup, tmp_path: Path) ->
         ("2", "shop", "failed", {"finished_at": end, "error_code": "source-missing"}),
         ("3", "crm", "failed", {"error_code": "interrupted"}),
     ):
-        catalog.record_run(Run(run_id, policy, "backup", START + timedelta(hours=int(run_id)), outcome, "h", **more))
-    catalog.record_drill(Drill("d", "crm", START, end, "passed", "not-run", "not-set"))
+        catalog.record(Run(run_id, policy, "backup", START + timedelta(hours=int(run_id)), outcome, "h", **more))
+    catalog.record(Drill("d", "crm", START, end, "passed", "not-run", "not-set"))
     catalog.close()
 
     code, out, _ = crmbackup("catalog", "runs")
@@ -229,6 +229,20 @@ def test_a_drill_whose_tables_differ_by_example(capsys: pytest.CaptureFixture[st
     drill_command._text(result(FAILING))
     out = capsys.readouterr().out
     assert all(each.name in out for each in FAILING.tables if each.status != "match")
+
+
+def test_a_drill_that_left_tables_out_shows_them_and_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    left = TableResult("cron.job", "extension configuration", "left-out", 3, None, "aa", None, "pg_cron acts by itself")
+    report = replace(PASSING, tables=(*PASSING.tables, left))
+    drill_command._text(result(report))
+    out = capsys.readouterr().out
+    assert "PASSED" in out
+    assert "cron.job  left-out" in out
+    assert "pg_cron acts by itself" in out
+    data = drill_command._data(result(report))
+    assert (data["mismatches"], data["left_out"]) == ([], ["cron.job"])
+    failed = drill_command._failed(result(replace(FAILING, tables=(*FAILING.tables, left))))
+    assert "cron.job" not in failed.why
 
 
 def test_a_drill_tells_wrong_data_from_a_wrong_copy() -> None:

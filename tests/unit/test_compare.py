@@ -30,6 +30,14 @@ def test_a_table_that_is_gone_or_new_is_told() -> None:
     assert only(None, TABLE)[0] == "unexpected"
 
 
+def test_what_a_drill_leaves_out_need_not_be_there_but_must_be_right_if_it_is() -> None:
+    reasons = {"contacts": "it acts"}
+    (result,) = compare_tables([TABLE], [], reasons)
+    assert (result.status, result.detail, result.expected_rows) == ("left-out", "it acts", 25)
+    (result,) = compare_tables([TABLE], [replace(TABLE, checksum="other", segments=())], reasons)
+    assert result.status == "mismatch"
+
+
 def test_other_rows_are_located_by_segment() -> None:
     changed = replace(TABLE, checksum="other", segments=(SEGMENTS[0], replace(SEGMENTS[1], digest="xx"), SEGMENTS[2]))
     assert only(TABLE, changed) == ("mismatch", "differs in rows 11..20")

@@ -17,7 +17,17 @@ from crmbackup.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "crmbackup"
-PAGES = ("README.md", "CHANGELOG.md", "docs/cli.md", "docs/policy.md", "docs/errors.md", "docs/design.md")
+PAGES = (
+    "README.md",
+    "CHANGELOG.md",
+    "docs/cli.md",
+    "docs/policy.md",
+    "docs/errors.md",
+    "docs/operations.md",
+    "docs/mysql.md",
+    "docs/design.md",
+)
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text("utf-8")
 CLI_PAGE = (ROOT / "docs" / "cli.md").read_text("utf-8")
 
 
@@ -120,19 +130,19 @@ def test_the_readme_lists_exactly_the_exit_codes() -> None:
 def test_environment_variables_are_listed_and_used() -> None:
     source = "\n".join(path.read_text("utf-8") for path in PACKAGE.rglob("*.py"))
     used = set(re.findall(r'"(CRMBACKUP_[A-Z_]+)"', source))
-    used |= {"XDG_CONFIG_HOME", "XDG_STATE_HOME", "HOME", "SUDO_USER", "LOGNAME", "USER"} & set(
+    used |= {"XDG_CONFIG_HOME", "XDG_STATE_HOME", "HOME", "MYSQL_PWD", "SUDO_USER", "LOGNAME", "USER"} & set(
         re.findall(r'"([A-Z_]+)"', source)
     )
     assert table(CLI_PAGE, "Environment variables") == used | {"AWS_*"}
     for page in PAGES:
-        named = set(re.findall(r"CRMBACKUP_[A-Z_]+", (ROOT / page).read_text("utf-8")))
+        named = set(re.findall(r"(?<!_)CRMBACKUP_[A-Z_]+", (ROOT / page).read_text("utf-8")))
         examples = {"CRMBACKUP_ACCESS_KEY_ID", "CRMBACKUP_SECRET_ACCESS_KEY"}
         assert named <= used | examples, page
 
 
 def test_every_type_of_json_line_is_listed() -> None:
     kinds = {node.args[0].value for path, node in calls("result") if len(node.args) == 3}
-    lists = {"snapshots", "runs", "drills"}  # shown as text only: JSON has a line for each entry
+    lists = {"snapshots", "runs", "drills", "entries", "verdicts"}  # shown as text only: JSON has a line for each entry
     events = {"phase", "phase-end", "progress", "notice", "warning", "error"}
     assert table(CLI_PAGE, "JSON lines") - {"NO_COLOR"} == (kinds - lists) | events
 
@@ -146,6 +156,36 @@ def test_every_warning_is_listed() -> None:
         else:
             assert ast.unparse(code) in ("error.code", "problem.code")
     assert table(CLI_PAGE, "Warnings") == codes
+
+
+def test_every_metric_is_listed() -> None:
+    from crmbackup.notify import metrics
+
+    names = {metrics.TABLE_ROWS[0], metrics.BUILD_INFO[0]}
+    names |= {name for name, _ in [*metrics.ACTION_METRICS.values(), *metrics.FACT_METRICS.values()]}
+    section = OPERATIONS.split("\n### Metrics\n")[1].split("\n### ")[0]
+    assert set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE)) == names
+
+
+def test_every_event_of_the_audit_log_is_listed() -> None:
+    from crmbackup.core.audit import CHAIN_BROKEN
+
+    used = {node.args[0].value for _, node in calls("record") if node.args and isinstance(node.args[0], ast.Constant)}
+    section = OPERATIONS.split("\n### Audit log\n")[1]
+    listed = {
+        name for row in re.findall(r"^\| (`.+?) \|", section, re.MULTILINE) for name in re.findall("`(.+?)`", row)
+    }
+    for_others = {"deletion", "pin"}  # recorded by commands that remove snapshots
+    assert listed - for_others == (used | {CHAIN_BROKEN}) - for_others
+
+
+def test_every_variable_of_hooks_is_listed() -> None:
+    from crmbackup.cli.operation import HOOK_ENVIRONMENT
+
+    section = OPERATIONS.split("\n### Hooks\n")[1].split("\n### ")[0]
+    source = (PACKAGE / "cli" / "operation.py").read_text("utf-8")
+    given = set(re.findall(r'"(CRMBACKUP_[A-Z_]+)"', source)) | set(HOOK_ENVIRONMENT)
+    assert given <= set(re.findall(r"`([A-Z_]+)`", section))
 
 
 def test_the_changelog_is_kept() -> None:

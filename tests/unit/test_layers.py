@@ -32,7 +32,11 @@ ALLOWED = {
     "apsw": ("engines/sqlite/",),
     "sqlite3": ("engines/sqlite/",),
     "sqlalchemy": ("catalog/",),
+    "pymysql": ("engines/mysql/",),
     "cryptography": ("repository/", "reports/"),
+    "apprise": ("notify/",),
+    "prometheus_client": ("notify/",),
+    "requests": ("notify/",),
 }
 #: programs.py: what runs beside libpq gets the environment that libpq reads by itself.
 ENVIRONMENT = ("cli/wiring.py", "engines/postgres/programs.py")
@@ -40,7 +44,18 @@ ENVIRONMENT_NAMES = ("os.environ", "os.environb", "os.getenv", "os.getenvb", "os
 IMPORTERS = ("import_module", "importlib.import_module", "__import__")
 UNKNOWN = "?"
 
-HEAVY = ("boto3", "sqlalchemy", "pydantic", "jinja2", "cryptography", "apsw", "zstandard")
+HEAVY = (
+    "boto3",
+    "sqlalchemy",
+    "pydantic",
+    "jinja2",
+    "cryptography",
+    "apsw",
+    "zstandard",
+    "apprise",
+    "prometheus_client",
+    "requests",
+)
 
 
 def imports(tree: ast.Module, module: str) -> Iterator[tuple[int, str]]:

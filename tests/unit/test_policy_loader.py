@@ -35,7 +35,7 @@ def test_what_yaml_readers_differ_about_needs_quotes(word: str) -> None:
 
 
 def test_keys_are_words_whatever_yaml_makes_of_them() -> None:
-    assert good(LOCAL + "notify: [{type: a, on: [x], url: {env: U}}]\n").notify[0].on == ("x",)
+    assert good(LOCAL + "notify: {apprise: [{on: [failure], url: {env: U}}]}\n").notify.apprise[0].on == ("failure",)
     assert only(LOCAL + "yes: 1\n").path == "yes"
     assert only(LOCAL + '"a b\\e": 1\n').path == r"'a b\x1b'"
 
@@ -110,7 +110,7 @@ def test_hostile_yaml_does_not_hang() -> None:
     assert time.monotonic() - start < 60
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.text(max_size=200) | st.text(alphabet="ab:-[]{}&*!|>'\"%@`#,? \n\t0", max_size=60))
 def test_any_text_is_judged(text: str) -> None:
     policy, problems = check_policy(text)
@@ -127,7 +127,7 @@ values = st.recursive(
 KEYS = sorted(Policy.model_fields)
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(st.dictionaries(st.sampled_from(KEYS), values, min_size=1))
 def test_wrong_values_anywhere_are_problems(changes: dict[str, object]) -> None:
     text = yaml.safe_dump({**yaml.safe_load(LOCAL), **changes}, allow_unicode=True)

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from crmbackup.core.secrets import CommandRef, EnvRef, FileRef
+from crmbackup.policy.alerts import Notify
 from crmbackup.policy.model import Policy, Range
 from crmbackup.storage.address import LocalAddress, S3Address
 from tests.unit.policy_examples import HEAD, LOCAL, bad, good, only
@@ -29,7 +30,8 @@ def test_the_shortest_policy_and_its_defaults() -> None:
     assert policy.limits.upload_rate is None
     assert policy.drill.snapshot == "latest"
     assert policy.catalog is None
-    assert policy.notify == ()
+    assert policy.notify == Notify()
+    assert policy.log is None
 
 
 def test_everything_given() -> None:
@@ -77,7 +79,15 @@ drill:
 limits: {jobs: 64, upload_rate: 20MiB, compression_level: 19}
 catalog: {url: {env: CATALOG}}
 notify:
-  - {type: apprise, on: [failure, success], url: {env: URL}}
+  apprise: [{url: {env: URL}}, {url: {env: URL}, on: [failure, success]}]
+  pings: [{url: {file: /run/ping}, actions: [drill], body: true}]
+  metrics: {textfile: /srv/prom/crm.prom, table_rows: true}
+  repeat: 2h
+  timeout: 10s
+hooks:
+  backup: {before: [/bin/mount, /mnt], on_error: [/bin/umount, /mnt], timeout: 90s}
+  prune: {after: [sync-bucket]}
+log: {path: /var/log/crm.log, syslog: true, format: json}
 """
     )
     assert policy.source.path == Path("~/crm.db").expanduser()
@@ -105,7 +115,11 @@ notify:
     assert [type(each) for each in expected[:4]] == [int, str, float, bool]
     assert policy.limits.upload_rate == 20 * 2**20
     assert policy.retention.within == timedelta(days=2)
-    assert policy.notify[0].on == ("failure", "success")
+    assert [each.on for each in policy.notify.apprise] == [("failure", "recovery", "warning"), ("failure", "success")]
+    assert (policy.notify.pings[0].actions, policy.notify.timeout) == (("drill",), timedelta(seconds=10))
+    assert policy.hooks.backup is not None
+    assert policy.hooks.backup.before == ("/bin/mount", "/mnt")
+    assert policy.hooks.restore is None
     with pytest.raises(ValueError, match="frozen"):
         policy.name = "other"  # type: ignore[misc]
 
@@ -194,10 +208,16 @@ drill:
         ("catalog: {url: catalog.db}", "catalog.url", "must be an SQLAlchemy URL"),
         ("catalog: {url: 'http://[x'}", "catalog.url", "must be an SQLAlchemy URL"),
         ("catalog: {url: 3}", "catalog.url", "must not hold the secret itself"),
-        ("notify: {type: apprise}", "notify", "must be a list"),
-        ("notify: [{type: Ap, on: [x], url: {env: U}}]", "notify[0].type", "small letters"),
-        ("notify: [{type: a, on: [], url: {env: U}}]", "notify[0].on", "must not be empty"),
-        ("notify: [{type: a, on: [x, 3], url: {env: U}}]", "notify[0].on[1]", "must be text"),
+        ("notify: {apprise: {url: {env: U}}}", "notify.apprise", "must be a list"),
+        ("notify: {apprise: [{on: [], url: {env: U}}]}", "notify.apprise[0].on", "must not be empty"),
+        ("notify: {apprise: [{on: [failures], url: {env: U}}]}", "notify.apprise[0].on[0]", "must be failure or"),
+        ("notify: {pings: [{url: {env: U}, actions: [restore]}]}", "notify.pings[0].actions[0]", "must be backup or"),
+        ("notify: {metrics: {textfile: /srv/crm.txt}}", "notify.metrics.textfile", "must end in .prom"),
+        ("hooks: {backup: {before: /bin/true}}", "hooks.backup.before", "must be a list"),
+        ("hooks: {backup: {before: []}}", "hooks.backup.before", "must not be empty"),
+        ("hooks: {backup: {before: ['']}}", "hooks.backup.before", "name of a program"),
+        ("hooks: {bakcup: {before: [x]}}", "hooks.bakcup", "not a known key"),
+        ("log: {format: json}", "log", "must have path"),
     ],
 )
 def test_one_problem(more: str, path: str, message: str) -> None:
@@ -214,7 +234,7 @@ def test_one_problem(more: str, path: str, message: str) -> None:
         ("{type: sqlite, path: ~no-such-user/crm.db}", "source.path", "no user"),
         ("{type: sqlite, path: 5}", "source.path", "must be a path"),
         ("{path: /a}", "source.type", "is required"),
-        ("{type: 5, path: /a}", "source.type", "must be sqlite or postgres"),
+        ("{type: 5, path: /a}", "source.type", "must be one of sqlite, postgres, mysql"),
         ("{type: sqlite, path: /a, encrypted: true}", "source.encrypted", "needs checksums: pages"),
         ("{type: sqlite, path: /a, max_shrink: 0.5}", "source.max_shrink", "must be a share"),
         ("{type: postgres, url: db.example.org}", "source.url", "must be a URL such as"),
@@ -222,12 +242,21 @@ def test_one_problem(more: str, path: str, message: str) -> None:
         ("{type: postgres, url: 'postgresql://u@h/d?password=secret'}", "source.url", "must not hold the password"),
         ("{type: postgres, url: 'postgresql://u@h/d', path: /a}", "source.path", "may be: type, url"),
         ("{type: postgres}", "source.url", "is required"),
+        ("{type: postgres, url: 'mysql://u@h/d'}", "source.url", "must be a URL such as postgresql://"),
+        ("{type: mysql}", "source.url", "is required"),
+        ("{type: mysql, url: db.example.org}", "source.url", "must be a URL such as mysql://"),
+        ("{type: mysql, url: 'mysql://u@h:a/d'}", "source.url", "must be a URL such as"),
+        ("{type: mysql, url: 'postgresql://u@h/d'}", "source.url", "must be a URL such as mysql://"),
+        ("{type: mysql, url: 'mysql://u@h/'}", "source.url", "must name the database"),
+        ("{type: mysql, url: 'mysql://u:secret@h/d'}", "source.url", "must not hold the password"),
+        ("{type: mysql, url: 'mysql://u@h/d', schemas: [a]}", "source.schemas", "may be: type, url"),
+        ("{type: mysql, url: 'mysql://u@h/d', non_transactional: skip}", "source.non_transactional", "lock"),
         ("{type: sqlite, path: /a, max_shrink: 101%}", "source.max_shrink", "must be a share"),
         ("/srv/crm.db", "source", "must be a mapping"),
         (
             "{type: oracle, host: db, port: 5432}",
             "source.type",
-            "is not supported by this version, which knows: sqlite, postgres",
+            "is not supported by this version, which knows: sqlite, postgres, mysql",
         ),
     ],
 )
@@ -309,7 +338,8 @@ def test_options_may_stand_in_the_url_or_beside_it() -> None:
         "{url: s3://bucket, access_key_id: hunter2, secret_access_key: hunter2}",
         "{url: /b}\ncatalog: {url: 'postgresql://user:hunter2@host/db'}",
         "{url: /b}\ncatalog: {url: 'postgresql://host/db?password=hunter2'}",
-        "{url: /b}\nnotify: [{type: a, on: [x], url: 'https://host/hunter2'}]",
+        "{url: /b}\nnotify: {apprise: [{url: 'https://host/hunter2'}]}",
+        "{url: /b}\nnotify: {pings: [{url: 'https://host/hunter2'}]}",
     ],
 )
 def test_a_secret_in_the_file_is_refused_without_being_shown(repository: str) -> None:

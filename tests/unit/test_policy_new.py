@@ -30,7 +30,7 @@ prefixes = st.from_regex(r"[A-Za-z0-9_-]{1,20}(/[A-Za-z0-9_-]{1,20})?", fullmatc
 durations = st.sampled_from(["", "30s", "26h", "1h30m", "7d"])
 servers = st.builds(
     "{}://{}@{}/{}{}".format,
-    st.sampled_from(["postgresql", "postgres"]),
+    st.sampled_from(["postgresql", "postgres", "mysql", "mariadb"]),
     names,
     st.sampled_from(["localhost", "db.example.org:5433", ""]),
     names,
@@ -80,7 +80,8 @@ def test_local_policies_load(answers: NewPolicy) -> None:
     if answers.source.startswith("/"):
         assert policy.source.path == Path(answers.source)
     else:
-        assert (policy.source.type, policy.source.url) == ("postgres", answers.source)
+        kind = "postgres" if answers.source.startswith("postgres") else "mysql"
+        assert (policy.source.type, policy.source.url) == (kind, answers.source)
     assert (policy.objectives.rpo is None) == (not answers.rpo)
 
 

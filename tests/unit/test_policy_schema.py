@@ -63,7 +63,11 @@ def test_it_is_a_valid_schema() -> None:
         {"limits": {"jobs": 64, "upload_rate": "20MiB", "compression_level": 1}},
         {"catalog": {"url": "sqlite:////var/lib/x.db"}},
         {"catalog": {"url": {"env": "X"}}},
-        {"notify": [{"type": "apprise", "on": ["failure"], "url": {"env": "X"}}]},
+        {"notify": {"apprise": [{"on": ["failure"], "url": {"env": "X"}}], "repeat": "1h"}},
+        {"notify": {"pings": [{"url": {"file": "/x"}}], "metrics": {"textfile": "/x/y.prom"}}},
+        {"hooks": {"drill": {"before": ["x"], "on_error": ["y", "z"], "timeout": "1m"}}},
+        {"log": {"syslog": True, "format": "json"}},
+        {"log": {"path": "/x.log"}},
     ],
 )
 def test_both_accept(changes: dict[str, Any]) -> None:
@@ -125,8 +129,15 @@ def test_both_accept(changes: dict[str, Any]) -> None:
         {"limits": {"compression_level": 0}},
         {"catalog": {}},
         {"catalog": {"url": 5}},
-        {"notify": [{"type": "apprise", "on": [], "url": {"env": "X"}}]},
-        {"notify": [{"type": "apprise", "on": ["x"], "url": "https://x"}]},
+        {"notify": {"apprise": [{"on": [], "url": {"env": "X"}}]}},
+        {"notify": {"apprise": [{"on": ["failure"], "url": "https://x"}]}},
+        {"notify": {"pings": [{"url": {"env": "X"}, "actions": ["restore"]}]}},
+        {"notify": {"metrics": {"textfile": "/x/y"}}},
+        {"hooks": {"drill": {}}},
+        {"hooks": {"drill": {"before": "x"}}},
+        {"hooks": {"drill": {"timeout": "1m"}}},
+        {"log": {}},
+        {"log": {"syslog": False}},
     ],
 )
 def test_both_reject(changes: dict[str, Any]) -> None:
@@ -164,7 +175,7 @@ def test_every_key_is_documented_and_no_other() -> None:
     text = (ROOT / "docs" / "policy.md").read_text("utf-8")
     rows = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}
     references = {path for path in ALL_KEYS if path.endswith((".env", ".file", ".command"))}
-    assert {"repository.identity.env", "notify[].url.file", "catalog.url.command"} <= references
+    assert {"repository.identity.env", "notify.apprise[].url.file", "catalog.url.command"} <= references
     assert rows == set(ALL_KEYS) - references
     for kind in ("env", "file", "command"):
         assert f"{{{kind}: " in text

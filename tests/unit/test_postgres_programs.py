@@ -85,3 +85,14 @@ def test_what_does_not_run_or_is_something_else_is_passed_over(on_path: Path) ->
 def test_a_version_before_its_release_counts(on_path: Path) -> None:
     chosen = put(on_path / "chosen", f"{NAME} (PostgreSQL) 19beta1")
     assert find_program(NAME, at_least=18, directory=chosen.parent) == Program(chosen, 19, 0)
+
+
+def test_debians_wrapper_is_run_only_where_the_policy_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapper = put(tmp_path / "common", f"{NAME} (PostgreSQL) 15.1").rename(tmp_path / "common" / "pg_wrapper")
+    usual = tmp_path / "bin"
+    usual.mkdir()
+    (usual / NAME).symlink_to(wrapper)
+    monkeypatch.setenv("PATH", str(usual))
+    with pytest.raises(ProgramMissing):
+        find_program(NAME, at_least=12)
+    assert find_program(NAME, at_least=12, directory=usual) == Program(usual / NAME, 15, 1)

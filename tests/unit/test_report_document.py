@@ -17,6 +17,7 @@ from crmbackup.reports.drill import (
     DrillReport,
     Objectives,
     SchemaResult,
+    TableResult,
     Verdicts,
     judge_objectives,
     judge_validation,
@@ -130,6 +131,7 @@ def test_passed_needs_restore_and_validation(restore: str, validation: str, pass
 
 
 SAME = SchemaResult("a", "a")
+LEFT_OUT = TableResult("cron.job", "extension configuration", "left-out", 3)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +146,9 @@ SAME = SchemaResult("a", "a")
         (PASSING.tables, SAME, (CheckResult("integrity_check", False),), (), "failed"),
         (PASSING.tables, SAME, (), (AssertionResult("a", "SELECT 1", "1", "0", False),), "failed"),
         ((), SAME, PASSING.checks, (), "not-run"),
+        ((*PASSING.tables, LEFT_OUT), SAME, (), (), "passed"),
+        ((*FAILING.tables, LEFT_OUT), SAME, (), (), "failed"),
+        ((LEFT_OUT,), SAME, PASSING.checks, (), "not-run"),
         ((), None, (CheckResult("integrity_check", False),), (), "failed"),
     ],
 )

@@ -113,7 +113,7 @@ def test_each_text_is_told_and_escaped(report: DrillReport, hostile: str) -> Non
     assert "<img" not in text
 
 
-STATUSES = {"mismatch", "missing", "unexpected", "unreadable"}
+STATUSES = {"mismatch", "missing", "unexpected", "unreadable", "left-out"}
 
 
 def test_a_passing_drill_shows_it() -> None:
@@ -142,6 +142,20 @@ def test_a_failing_drill_shows_it() -> None:
     assert "Drill passed" not in page.text
     order = [page.text.index(f" {name} ") for name in ("emails", "users", "roles", "tmp_import", "accounts")]
     assert order == sorted(order), "tables with findings come first"
+
+
+def test_what_a_drill_left_out_is_seen_wherever_it_passes() -> None:
+    """Neither green nor red, with the reason, and first among what is right."""
+    left = TableResult("cron.job", "extension configuration", "left-out", 3, None, "aa", None, "pg_cron acts by itself")
+    page = check_page(render_html(replace(PASSING, tables=(*PASSING.tables, left))))
+    assert page.verdicts == ["good", "good", "good"]
+    for words in ("13 of 14", "13 equal", "1 left out", "pg_cron acts by itself"):
+        assert words in page.text
+    assert page.text.count("Left out and not proved: 1 table") == 2, "in the headline and with the verdict"
+    assert page.text.index(" cron.job ") < page.text.index(" accounts ")
+    assert "badge warn" in [value for _, name, value in page.attributes if name == "class"]
+    page = check_page(render_html(replace(FAILING, tables=(*FAILING.tables, left))))
+    assert "Not as expected: 4 of 15 tables" in page.text
 
 
 def test_a_drill_that_stopped_shows_why() -> None:

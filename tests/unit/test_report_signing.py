@@ -67,7 +67,7 @@ def changed(value: object, data: st.DataObject) -> object:
     return data.draw(st.sampled_from([None, True, False, 0, 1, 1.5, "", "x", [], {}]))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_any_changed_value_is_detected(data: st.DataObject) -> None:
     document = copy.deepcopy(SIGNED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 from base64 import b64decode
 from contextlib import suppress
@@ -14,7 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crmbackup.core.errors import NotARecipient, ObjectDamaged
-from crmbackup.repository.chunks import ChunkRef, PackInfo, chunk_id, decode_chunks, encode_chunks, pack_key
+from crmbackup.repository.chunks import (
+    ChunkIndex,
+    ChunkRef,
+    ChunkTable,
+    PackInfo,
+    chunk_id,
+    decode_chunks,
+    encode_chunks,
+    pack_key,
+)
 from crmbackup.repository.identity import Identity
 from crmbackup.repository.pack import OpenPack, PackBuilder, check_pack_bytes
 from crmbackup.repository.sealing import STANZA_SIZE
@@ -198,6 +208,27 @@ def test_a_changed_chunk_table_is_refused_or_differs(chunks: list[ChunkRef], dat
 def test_any_text_is_a_chunk_table_or_refused(text: str) -> None:
     with suppress(ObjectDamaged):
         assert all(chunk.pack_id in {pack.pack_id for pack in PACKS} for chunk in decode_chunks(text, PACKS))
+
+
+@settings(deadline=None)
+@given(chunks=st.lists(CHUNKS, max_size=30), wanted=st.lists(st.integers(0, 29)))
+def test_a_chunk_table_finds_chunks_by_number_pack_and_id(chunks: list[ChunkRef], wanted: list[int]) -> None:
+    table = ChunkTable()
+    table.extend(chunks)
+    assert (len(table), list(table), table[1:-1]) == (len(chunks), chunks, chunks[1:-1])
+    for numbers in (None, [number for number in wanted if number < len(chunks)]):
+        found = table.by_pack(numbers)
+        expected: dict[str, list[int]] = {}
+        for number in range(len(chunks)) if numbers is None else numbers:
+            expected.setdefault(chunks[number].pack_id, []).append(number)
+        assert [(pack, list(each)) for pack, each in found.items()] == list(expected.items())
+    by_id = {chunk.chunk_id: chunk for chunk in chunks}
+    index = pickle.loads(pickle.dumps(ChunkIndex(table)))
+    assert index == by_id
+    assert (len(index), list(index)) == (len(by_id), sorted(by_id))
+    assert bytes(31) not in index
+    with pytest.raises(IndexError):
+        table[len(chunks)]
 
 
 def test_a_table_that_names_a_pack_beyond_the_list_is_refused() -> None:

@@ -62,7 +62,7 @@ def test_new_pages_replace_old_ones(old: list[Extent], changed: set[int], page_c
         new.append(Extent(first, count, 99, start))
         start += count
     expected = {page: old_pages[page] for page in range(1, min(page_count, len(old_pages)) + 1)} | places(new)
-    result = replace(old, new, page_count)
+    result = list(replace(old, new, page_count))
     assert places(result) == expected
     assert [e.first for e in result] == sorted(e.first for e in result)
     numbered, chunks = renumber(result)
@@ -86,12 +86,12 @@ def test_new_pages_replace_old_ones(old: list[Extent], changed: set[int], page_c
 )
 def test_gaps_and_overlaps_are_refused(old: list[Extent], new: list[Extent], page_count: int) -> None:
     with pytest.raises(ValueError, match="page"):
-        replace(old, new, page_count)
+        list(replace(old, new, page_count))
 
 
 @given(image=images(), at=st.integers(0, 10**6), noise=st.binary(max_size=20))
 def test_layouts_that_were_damaged_are_refused_or_whole(image: list[Extent], at: int, noise: bytes) -> None:
-    layout = encode_layout(image, 1024, sum(e.length for e in image))
+    layout = encode_layout(renumber(image)[0], 1024, sum(e.length for e in image))
     rows = bytearray(base64.b64decode(str(layout["extents"])))
     rows[at % len(rows) : at % len(rows) + len(noise)] = noise
     layout["extents"] = base64.b64encode(rows).decode()
@@ -118,7 +118,7 @@ def test_layouts_that_were_damaged_are_refused_or_whole(image: list[Extent], at:
     ],
 )
 def test_senseless_layouts_are_refused(change: dict[str, object]) -> None:
-    layout = encode_layout([Extent(1, 1, 0, 0)], 1024, 1) | change
+    layout = encode_layout(renumber([Extent(1, 1, 0, 0)])[0], 1024, 1) | change
     with pytest.raises(ObjectDamaged):
         decode_layout(layout)
     with pytest.raises(ObjectDamaged):
@@ -132,7 +132,7 @@ def test_hashes_of_blocks_and_pages(data: bytes) -> None:
     pages = [data[at : at + 512] for at in range(0, len(data), 512)]
     expected = b"".join(blake3.blake3(page, key=KEY).digest()[:16] for page in pages)
     assert page_hashes(memoryview(data), 512, KEY) == expected
-    assert image_digest(block_hashes(memoryview(data))) == image_digest(b"".join(map(_hash, blocks)))
+    assert image_digest([block_hashes(memoryview(data))]) == image_digest(map(_hash, blocks))
 
 
 def _hash(block: bytes) -> bytes:

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from crmbackup.storage.address import Credentials, LocalAddress, S3Address
 from crmbackup.storage.base import Capabilities, Storage
 from crmbackup.storage.local import LocalStorage
 from crmbackup.storage.open import open_storage, probe_address
-from crmbackup.storage.probe import PROBES, probe
+from crmbackup.storage.probe import PROBES, examine, probe
 from crmbackup.storage.wrappers.passing import Passing
 from tests.faulty import FakeClock, Faulty
 
@@ -153,6 +154,27 @@ class TestProbe:
     def test_a_storage_that_deletes_late(self, faulty: Faulty) -> None:
         with pytest.raises(StorageMisconfigured, match="deleted"):
             probe(Stale(faulty))
+
+
+class TestExamine:
+    def test_a_clock_that_is_behind_the_storages(self, faulty: Faulty) -> None:
+        clock = FakeClock(SystemClock().now() - timedelta(hours=1))
+        seen = examine(faulty, "doctor-x", clock)
+        assert seen.skew == pytest.approx(3600, abs=60)
+        assert seen.may_delete
+        assert list(faulty.list("")) == []
+
+    def test_without_the_right_to_delete_one_object_stays_however_often_it_is_done(self, faulty: Faulty) -> None:
+        faulty.fail("delete", DENIED, times=None)
+        for _ in range(3):
+            assert not examine(faulty, "doctor-x", SystemClock()).may_delete
+        assert [info.key for info in faulty.list("")] == [f"{PROBES}doctor-x"]
+
+    def test_a_missing_right_is_named(self, faulty: Faulty) -> None:
+        faulty.fail("put", DENIED)
+        with pytest.raises(StorageDenied) as caught:
+            examine(faulty, "doctor-x", SystemClock())
+        assert "s3:PutObject" in caught.value.hint
 
 
 class TestOpen:

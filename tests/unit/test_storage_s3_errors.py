@@ -7,8 +7,8 @@ import pytest
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import ProtocolError
 
-from crmbackup.core.errors import StorageDenied, StorageError, StorageMisconfigured, StorageUnavailable
-from crmbackup.storage.s3_errors import RAISED, s3_error
+from crmbackup.core.errors import Interrupted, StorageDenied, StorageError, StorageMisconfigured, StorageUnavailable
+from crmbackup.storage.s3_errors import RAISED, s3_error, stopped
 
 URL = "https://minio.example.net"
 
@@ -45,3 +45,29 @@ def test_each_error_has_its_meaning(error: Exception, kind: type[StorageError]) 
     assert told.what == "cannot read k from s3://bucket"
     assert told.why
     assert told.hint or kind is StorageError
+
+
+def _as_botocore_does(error: Exception) -> Exception:
+    try:
+        try:
+            raise error
+        except Exception as caught:  # noqa: BLE001
+            raise raised.HTTPClientError(error=caught)  # noqa: B904 - as it does
+    except raised.HTTPClientError as wrapped:
+        return wrapped
+
+
+def test_a_stop_within_a_request_is_no_broken_connection() -> None:
+    """Else Ctrl-C would be an error of the network, worth another try."""
+    stop = Interrupted("stopped by Ctrl-C")
+    assert stopped(_as_botocore_does(stop), None) is stop
+    assert stopped(_as_botocore_does(ConnectionResetError()), None) is None
+    # What fails while we clean up after a stop is an error of its own.
+    again = Interrupted("stopped again")
+    later: list[Exception] = []
+    try:
+        raise stop
+    except Interrupted:
+        later += [_as_botocore_does(ConnectionResetError()), _as_botocore_does(again)]
+    assert stopped(later[0], None) is stop  # it is in what Python remembers
+    assert [stopped(each, stop) for each in later] == [None, again]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import psycopg
+
+from crmbackup.core.clock import Clock
 from crmbackup.core.errors import DiskFull, SourceDenied, SourceError, SourceLocked, SourceUnavailable
 from crmbackup.core.files import local_error
 from crmbackup.engines.base import SliceData
@@ -19,8 +24,17 @@ _LOST = (
     "terminating connection",
     "connection to server",
     "could not import the requested snapshot",
+    "invalid snapshot identifier",
 )
 _PIECE = 8 * 1024 * 1024
+#: How often it is asked whether pg_dump has its locks, which takes it some tenths of a second.
+_LOOK_SECONDS = 0.02
+#: What the session of that name has locked.
+_HELD = """
+SELECT l.relation FROM pg_catalog.pg_locks l
+ WHERE l.granted AND l.locktype = 'relation'
+   AND l.pid = (SELECT a.pid FROM pg_catalog.pg_stat_activity a WHERE a.application_name = %s)
+"""
 _STATISTICS_SINCE = 18
 
 
@@ -30,6 +44,7 @@ class Archiving:
     def __init__(self, program: Program, server: Server, snapshot: str, path: Path, lock_seconds: float) -> None:
         """Start it. `path` is the archive, in a private directory. Raises LocalError."""
         self._server = server
+        self._token = f"crmbackup-pg_dump-{secrets.token_hex(8)}"
         self.path = path
         self._messages = path.with_suffix(".messages")
         options = [
@@ -47,7 +62,7 @@ class Archiving:
             with self._messages.open("wb") as messages:
                 self._process = subprocess.Popen(
                     [str(program.path), *options],
-                    env=environment(server.environment()),
+                    env={**environment(server.environment()), "PGAPPNAME": self._token},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=messages,
@@ -55,6 +70,24 @@ class Archiving:
                 )
         except OSError as error:
             raise local_error(error, f"run {program.path}") from error
+
+    def has_locks(self, connection: psycopg.Connection[tuple[Any, ...]], tables: Iterable[int], clock: Clock) -> bool:
+        """Wait until it has locked these tables (or is done); False when it could not.
+
+        A migration that came after our locks waits for us, and pg_dump behind it: that would never end.
+        Raises psycopg.Error.
+        """
+        wanted = set(tables)
+        while self._process.poll() is None:
+            if wanted <= {oid for (oid,) in connection.execute(_HELD, (self._token,))}:
+                return True
+            clock.sleep(_LOOK_SECONDS)
+        return not self._lacked_locks()
+
+    def _lacked_locks(self) -> bool:
+        # pg_dump waits for its locks with a statement_timeout.
+        text = self._messages.read_text("utf-8", "replace")
+        return any(part in text for part in ("lock timeout", "statement timeout", "could not obtain lock"))
 
     def wait(self) -> int:
         """Until it is done; gives the archive's size in bytes. Raises SourceError kinds, DiskFull."""
@@ -69,8 +102,7 @@ class Archiving:
                 why=why,
                 hint="docs/postgresql.md lists what a backup role needs",
             )
-        # pg_dump waits for its locks with a statement_timeout.
-        if any(part in text for part in ("lock timeout", "statement timeout", "could not obtain lock")):
+        if self._lacked_locks():
             raise SourceLocked(f"pg_dump could not lock a table of {self._server.name}", why=why, hint="try again")
         if "No space left" in text:
             raise DiskFull(f"no room for {self.path}", why=why)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 
@@ -24,11 +24,8 @@ UNSUPPORTED = {
 }
 
 _TABLES = f"""
-SELECT c.oid, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname), c.relpersistence, coalesce(am.amname, ''),
-       coalesce(pg_relation_filenode(c.oid), 0), CASE WHEN SIZES THEN pg_relation_size(c.oid) ELSE 0 END,
-       CASE WHEN SIZES AND c.reltoastrelid <> 0 THEN pg_relation_size(c.reltoastrelid) ELSE 0 END,
-       coalesce(e.condition, ''), e.oid IS NOT NULL,
-       has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE')
+SELECT c.oid, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname), e.oid IS NOT NULL,
+       has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE'){{more}}
   FROM pg_catalog.pg_class c
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_catalog.pg_am am ON am.oid = c.relam
@@ -39,6 +36,8 @@ SELECT c.oid, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname), c.rel
          WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'))
  ORDER BY n.nspname COLLATE "C", c.relname COLLATE "C"
 """
+_MORE = """, c.relpersistence, coalesce(am.amname, ''), coalesce(pg_relation_filenode(c.oid), 0), pg_relation_size(c.oid),
+       CASE WHEN c.reltoastrelid <> 0 THEN pg_relation_size(c.reltoastrelid) ELSE 0 END, coalesce(e.condition, '')"""
 
 _COLUMNS = """
 SELECT a.attrelid, a.attname, a.attnum, a.atttypid, a.atttypmod, a.attcollation, a.attgenerated,
@@ -78,6 +77,22 @@ SELECT b.oid, n.nspname, c.relname FROM below b
 """
 
 
+class Listed(NamedTuple):
+    """A table as far as it can be told without waiting for whoever holds it. extension, readable: as in `Table`."""
+
+    oid: int
+    schema: str
+    name: str
+    label: str
+    extension: bool
+    readable: bool
+
+    @property
+    def sql(self) -> str:
+        """Its name in SQL."""
+        return quoted(self.schema, self.name)
+
+
 @dataclass(frozen=True)
 class Table:
     """One table that holds rows of its own. Picklable.
@@ -104,7 +119,6 @@ class Table:
     always_read: str
     root: tuple[str, str] | None
     extension: bool
-    readable: bool
 
     @property
     def sql(self) -> str:
@@ -137,13 +151,15 @@ class SequenceState:
     is_called: bool
 
 
-def read_tables(connection: Connection, *, sizes: bool = True) -> list[Table]:
-    """Every table with rows of its own, by schema and name.
+def list_tables(connection: Connection) -> list[Listed]:
+    """Every table with rows of its own, by schema and name. Waits for nobody."""
+    return [Listed(*row) for row in connection.execute(_TABLES.format(more="").encode())]
 
-    sizes: measure them, which waits for whoever holds a table exclusively. Without, every table counts as empty.
-    """
+
+def read_tables(connection: Connection) -> list[Table]:
+    """The same, with all that reading them needs. Waits for whoever holds a table exclusively (sizes are measured)."""
     block_size = int(_value(connection, "SHOW block_size"))
-    rows = connection.execute(_TABLES.replace("SIZES", "true" if sizes else "false").encode()).fetchall()
+    rows = connection.execute(_TABLES.format(more=_MORE).encode()).fetchall()
     columns: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
     for row in connection.execute(_COLUMNS, ([row[0] for row in rows],)):
         columns[row[0]].append(row[1:])
@@ -155,7 +171,7 @@ def read_tables(connection: Connection, *, sizes: bool = True) -> list[Table]:
         connection.execute("SELECT extname, extversion FROM pg_catalog.pg_extension ORDER BY 1").fetchall()
     )
     tables = []
-    for oid, schema, name, label, persistence, method, filenode, size, toast, condition, extension, readable in rows:
+    for oid, schema, name, label, extension, _, persistence, method, filenode, size, toast, condition in rows:
         own = columns[oid]
         blocks = size // block_size
         facts = types.of([column[2] for column in own if not column[8]])
@@ -177,7 +193,6 @@ def read_tables(connection: Connection, *, sizes: bool = True) -> list[Table]:
                 always_read=facts.always_read if method == "heap" else f"its access method is {method}",
                 root=roots.get(oid),
                 extension=extension,
-                readable=readable,
             )
         )
     return tables

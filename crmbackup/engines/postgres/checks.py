@@ -58,25 +58,40 @@ class ForeignKey:
     sql: str
 
 
-def check_database(connection: Connection) -> list[CheckOutcome]:
+@dataclass(frozen=True)
+class Claims:
+    """What the catalogs say of indexes and constraints. invalid, waiting: names of indexes, of constraints."""
+
+    invalid: list[str]
+    waiting: list[str]
+    keys: list[ForeignKey]
+
+
+def read_claims(connection: Connection) -> Claims:
+    """What `check_claims` looks into, perhaps after this transaction was taken back. Raises psycopg.Error.
+
+    connection: from `connect`.
+    """
+    return Claims(_names(connection, _INVALID_INDEXES), _names(connection, _NOT_VALIDATED), foreign_keys(connection))
+
+
+def check_claims(connection: Connection, claims: Claims) -> list[CheckOutcome]:
     """The outcomes "invalid_indexes", "not_validated_constraints" (for information) and "foreign_key_check".
 
-    connection: from `connect`, of a user who reads every table. Raises psycopg.Error.
+    connection: of a user who reads every table. Raises psycopg.Error.
     """
-    invalid = _names(connection, _INVALID_INDEXES)
-    waiting = _names(connection, _NOT_VALIDATED)
+    invalid, waiting = claims.invalid, claims.waiting
     return [
         CheckOutcome("invalid_indexes", not invalid, _shown(invalid) if invalid else "every index is valid"),
         CheckOutcome(
             "not_validated_constraints", True, _shown(waiting) if waiting else "every constraint is validated"
         ),
-        check_foreign_keys(connection),
+        check_foreign_keys(connection, claims.keys),
     ]
 
 
-def check_foreign_keys(connection: Connection) -> CheckOutcome:
+def check_foreign_keys(connection: Connection, keys: list[ForeignKey]) -> CheckOutcome:
     """Whether every row that refers to another one finds it. Raises psycopg.Error."""
-    keys = foreign_keys(connection)
     broken = []
     for key in keys:
         row = connection.execute(key.sql.encode(connection.info.encoding)).fetchone()

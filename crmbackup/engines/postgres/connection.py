@@ -28,7 +28,7 @@ from crmbackup.core.errors import (
 )
 from crmbackup.core.secrets import Secret
 
-#: As pg_dump sets them (src/bin/pg_dump/pg_dump.c, setup_connection), and lc_monetary, in which money is printed.
+#: As pg_dump sets them (src/bin/pg_dump/pg_dump.c, setup_connection); and lc_monetary, in which money is printed, and jit.
 CANONICAL: tuple[LiteralString, ...] = (
     "SET datestyle = 'ISO, YMD'",
     "SET intervalstyle = 'postgres'",
@@ -45,19 +45,16 @@ CANONICAL: tuple[LiteralString, ...] = (
     "SET statement_timeout = 0",
     "SET lock_timeout = 0",
     "SET idle_in_transaction_session_timeout = 0",
+    "SET transaction_timeout = 0",
     "SET row_security = off",
     "SET default_toast_compression = DEFAULT",
+    # Our queries over large tables look expensive and are simple: compiling one takes longer than running it.
+    "SET jit = off",
+    # For names. Rows are copied in the database's own encoding, so that no byte of theirs is converted.
+    "SET client_encoding = 'UTF8'",
 )
 #: Settings that some of the supported versions do not know yet.
-_SINCE = {
-    "default_toast_compression": 14,
-    "transaction_timeout": 17,
-    "restrict_nonsystem_relation_kind": 17,
-}
-_NEWER: tuple[tuple[int, LiteralString], ...] = (
-    (17, "SET transaction_timeout = 0"),
-    (17, "SET restrict_nonsystem_relation_kind = 'view, foreign-table'"),
-)
+_SINCE = {"default_toast_compression": 14, "transaction_timeout": 17}
 OLDEST, NEWEST = 12, 18
 _CONNECT_SECONDS = "15"
 APPLICATION = "crmbackup"
@@ -127,10 +124,7 @@ def connect(server: Server, *, autocommit: bool = True) -> psycopg.Connection[tu
     try:
         major = connection.info.server_version // 10000
         wanted = [text for text in CANONICAL if _SINCE.get(text.split()[1], 0) <= major]
-        wanted += [text for since, text in _NEWER if since <= major]
         connection.execute("; ".join(wanted))
-        # For names. Rows are copied in the database's own encoding, so that no byte of theirs is converted.
-        connection.execute("SET client_encoding = 'UTF8'")
         connection.autocommit = autocommit
     except BaseException:
         connection.close()
@@ -143,6 +137,14 @@ def encoding_of(connection: psycopg.Connection[tuple[object, ...]]) -> str:
     return str(connection.info.parameter_status("server_encoding"))
 
 
+#: Said where the text of a row would be beyond 1 GB: as the value is printed, or as the line grows.
+_TOO_LARGE = re.compile("invalid memory alloc request size|Cannot enlarge string buffer|string buffer exceeds")
+_LARGE_ROW = (
+    "PostgreSQL makes at most 1 GB of text of a row (two characters for a byte of bytea), for pg_dump too: find it by"
+    " octet_length(), and keep such a value in pieces or as a large object"
+)
+_LOGIN = "check the user in source.url, source.password, and pg_hba.conf on the server"
+_WHERE = "check source.url in the policy"
 _RIGHTS = "grant the right; docs/postgresql.md lists what a backup role needs"
 
 
@@ -153,9 +155,7 @@ def source_errors(server: Server, what: str = "") -> Iterator[None]:
     try:
         yield
     except pg.InvalidCatalogName as error:
-        raise SourceMissing(
-            f"the database {server.name} does not exist", hint="check source.url in the policy"
-        ) from error
+        raise SourceMissing(f"the database {server.name} does not exist", hint=_WHERE) from error
     except (pg.LockNotAvailable, pg.DeadlockDetected) as error:
         raise SourceLocked(
             f"the database {server.name} is locked",
@@ -176,12 +176,19 @@ def source_errors(server: Server, what: str = "") -> Iterator[None]:
             why=place + text_of(error),
             hint="with many tables raise max_locks_per_transaction on the server; a row's text must be below 1 GB",
         ) from error
-    except (pg.ProgramLimitExceeded, pg.DataCorrupted, pg.IndexCorrupted) as error:
+    except (pg.ProgramLimitExceeded, pg.InternalError_) as error:
+        if not _TOO_LARGE.search(str(error)):
+            raise SourceError(f"{server.name} cannot be read", why=place + text_of(error)) from error
+        raise SourceError(
+            f"a row of {server.name} is too large to be read", why=place + text_of(error), hint=_LARGE_ROW
+        ) from error
+    except (pg.DataCorrupted, pg.IndexCorrupted) as error:
         raise SourceError(f"{server.name} cannot be read", why=place + text_of(error)) from error
     except psycopg.OperationalError as error:
         refused = _refused(error)
         if refused:
-            raise refused(f"the database {server.name} refuses", why=text_of(error), hint=_RIGHTS) from error
+            hint = _LOGIN if refused is SourceDenied else _WHERE
+            raise refused(f"the database {server.name} refuses", why=text_of(error), hint=hint) from error
         raise SourceUnavailable(
             f"the database {server.name} cannot be reached",
             why=place + text_of(error),

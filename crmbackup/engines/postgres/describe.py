@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
 import psycopg
 from psycopg.adapt import Buffer, Loader
 
+from crmbackup.engines.postgres.acting import ACTING
+from crmbackup.engines.postgres.acting import without as reduced
 from crmbackup.engines.postgres.connection import encoding_of
-from crmbackup.engines.postgres.describe_sql import FIRST, queries
+from crmbackup.engines.postgres.describe_sql import FIRST, GONE, going_without, queries
+from crmbackup.engines.postgres.leaning import read_leaning
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -101,6 +105,7 @@ def _of_roles() -> dict[str, str]:
                            AND e.deptype = 'e') AS of_extension
               FROM ({_objects()}) o
              WHERE (o.oid >= {FIRST} OR o.rights IS NOT NULL OR o.oid = 2200)
+               AND NOT EXISTS (SELECT 1 FROM {GONE} g(classid, objid) WHERE g.classid = o.class AND g.objid = o.oid)
                AND NOT EXISTS (SELECT 1 FROM pg_namespace n WHERE n.oid = o.schema AND n.nspname ~ '^pg_(toast|temp)'))"""
     return {
         "owners": f"""{objects}
@@ -132,10 +137,13 @@ class _TextLoader(Loader):
         return bytes(data).decode("utf-8", "surrogateescape")
 
 
-def listing(connection: Connection, *, owners: bool = True) -> dict[str, dict[str, str]]:
+def listing(
+    connection: Connection, *, owners: bool = True, gone: Collection[tuple[int, int]] = ()
+) -> dict[str, dict[str, str]]:
     """For each kind of object the definition of each one, as text, by name.
 
-    connection: from `connect`, for its settings. owners: with owners and rights. Raises psycopg.Error.
+    connection: from `connect`, for its settings. owners: with owners and rights. gone: objects, by class and oid, that
+    are left out with all that is said of them. Raises psycopg.Error.
     """
     major = connection.info.server_version // 10000
     wanted = {**queries(major), **_of_roles()}
@@ -144,12 +152,11 @@ def listing(connection: Connection, *, owners: bool = True) -> dict[str, dict[st
     usual = str(connection.info.parameter_status("client_encoding"))
     if raw:
         connection.execute("SET client_encoding = 'SQL_ASCII'")  # as UTF8 the server would refuse bytes that are not
-    connection.execute("SET jit = off")  # compiling these queries takes longer than running them
     for kind, sql in sorted(wanted.items()):
         if kind in _OF_ROLES and not owners:
             continue
         found: dict[str, list[str]] = {}
-        text = f"SELECT q.name::text, row_to_json(q)::text FROM ({sql}) q"
+        text = f"SELECT q.name::text, row_to_json(q)::text FROM ({going_without(sql, gone)}) q"
         with connection.cursor() as cursor:
             if raw:
                 cursor.adapters.register_loader("text", _TextLoader)
@@ -162,17 +169,30 @@ def listing(connection: Connection, *, owners: bool = True) -> dict[str, dict[st
     return result
 
 
-def describe(connection: Connection, *, owners: bool = True) -> dict[str, Any]:
+def describe(connection: Connection, *, owners: bool = True, without: Sequence[str] = ()) -> dict[str, Any]:
     """{"digest", "objects": {kind: count}, "settings": {name: value}, "kinds": {kind: digest}}, digests in hex.
 
-    connection, owners: as for `listing`. Raises psycopg.Error.
+    With extensions that a drill leaves out also "drilled": the same of what it brings back, and "without": their names.
+    Of a database from which they were left out (`without`) only that. connection, owners: as for `listing`.
+    Raises psycopg.Error.
     """
     found = listing(connection, owners=owners)
+    acting = sorted(ACTING.keys() & found["extensions"].keys())
+    result = {**_summary(reduced(found, without)), "settings": _settings(connection)}
+    if without:
+        result["without"] = list(without)
+    if acting:
+        if leaning := [(each.class_id, each.oid) for each in read_leaning(connection, acting)]:
+            found = listing(connection, owners=owners, gone=leaning)
+        result["drilled"] = {**_summary(reduced(found, acting)), "without": acting}
+    return result
+
+
+def _summary(found: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     kinds = {kind: _digest(definitions) for kind, definitions in found.items()}
     return {
         "digest": _digest(kinds),
         "objects": {kind: len(entries) for kind, entries in found.items() if entries and kind not in _NOT_COUNTED},
-        "settings": _settings(connection),
         "kinds": kinds,
     }
 

@@ -6,7 +6,7 @@ by the server (oids, filenodes, column numbers with gaps): a restored database h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 Since = Callable[[int, str, str], str]
 
@@ -23,11 +23,20 @@ _COLUMN_OPTIONS = """(SELECT coalesce(array_agg(o ORDER BY o COLLATE "C"), '{}')
 _OPTION_NAMES = """(SELECT array_agg(split_part(o, '=', 1) ORDER BY o COLLATE "C") FROM unnest({0}) o)"""
 
 
+#: What a database is described without: nothing. `going_without` puts objects in its place.
+GONE = "(SELECT 0::oid, 0::oid WHERE false)"
+#: What belongs to an extension, or is gone.
+MEMBERS = (
+    "(SELECT classid, objid FROM pg_depend WHERE deptype = 'e'"
+    f" UNION ALL SELECT classid, objid FROM {GONE} g(classid, objid))"
+)
+
+
 def _own(catalog: str, oid: str) -> str:
     """Not a member of an extension, which makes it by itself."""
     return (
-        f"NOT EXISTS (SELECT 1 FROM pg_depend own WHERE own.classid = 'pg_catalog.{catalog}'::regclass"
-        f" AND own.objid = {oid} AND own.deptype = 'e')"
+        f"NOT EXISTS (SELECT 1 FROM {MEMBERS} own WHERE own.classid = 'pg_catalog.{catalog}'::regclass"
+        f" AND own.objid = {oid})"
     )
 
 
@@ -129,7 +138,7 @@ def _relations(since: Since) -> dict[str, str]:
               FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_class c ON c.oid = i.indrelid
               JOIN pg_namespace n ON n.oid = c.relnamespace
              WHERE {_OURS} AND {_own("pg_class", "c.oid")} AND i.indisready
-               AND (i.indisvalid OR c.relkind = 'p')""",
+               AND (i.indisvalid OR c.relkind = 'p') AND {_own("pg_class", "x.oid")}""",
         # A partition's copy of a foreign key follows from its parent's; its name is the server's choice.
         # The name of a domain's NOT NULL is not carried by pg_dump of 17.
         "constraints": f"""
@@ -139,16 +148,18 @@ def _relations(since: Since) -> dict[str, str]:
               FROM pg_constraint o LEFT JOIN pg_class c ON c.oid = o.conrelid
               LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
               LEFT JOIN pg_type t ON t.oid = o.contypid LEFT JOIN pg_namespace k ON k.oid = t.typnamespace
-             WHERE o.contype <> 't' AND (o.conparentid = 0 OR o.contype <> 'f')
+             WHERE o.contype <> 't' AND (o.conparentid = 0 OR o.contype <> 'f') AND {_own("pg_constraint", "o.oid")}
                AND NOT (o.contypid <> 0 AND o.contype = 'n' AND {since(18, "false", "true")})
                AND CASE WHEN o.conrelid <> 0 THEN {_OURS} AND {_own("pg_class", "c.oid")}
                         ELSE {_OURS_OF_TYPES} AND {_own("pg_type", "t.oid")} END""",
         "triggers": f"""
             SELECT {_TABLE} || ' ' || quote_ident(t.tgname) AS name, pg_get_triggerdef(t.oid) AS definition,
-                   t.tgenabled AS enabled {_on_table("pg_trigger", "t", "tgrelid")} AND NOT t.tgisinternal""",
+                   t.tgenabled AS enabled {_on_table("pg_trigger", "t", "tgrelid")} AND NOT t.tgisinternal
+               AND {_own("pg_trigger", "t.oid")}""",
         "rules": f"""
             SELECT {_TABLE} || ' ' || quote_ident(r.rulename) AS name, pg_get_ruledef(r.oid) AS definition,
-                   r.ev_enabled AS enabled {_on_table("pg_rewrite", "r", "ev_class")} AND r.rulename <> '_RETURN'""",
+                   r.ev_enabled AS enabled {_on_table("pg_rewrite", "r", "ev_class")} AND r.rulename <> '_RETURN'
+               AND {_own("pg_rewrite", "r.oid")}""",
         # Those on an extension's table too: pg_dump carries them.
         "policies": f"""
             SELECT {_TABLE} || ' ' || quote_ident(p.polname) AS name, p.polcmd AS command, p.polpermissive AS permissive,
@@ -156,7 +167,7 @@ def _relations(since: Since) -> dict[str, str]:
                            ORDER BY pg_get_userbyid(r) COLLATE "C") FROM unnest(p.polroles) r) AS roles,
                    pg_get_expr(p.polqual, p.polrelid) AS reading, pg_get_expr(p.polwithcheck, p.polrelid) AS writing
               FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-             WHERE {_OURS}""",
+             WHERE {_OURS} AND {_own("pg_policy", "p.oid")}""",
         "statistics": f"""
             SELECT format('%I.%I', n.nspname, s.stxname) AS name, pg_get_statisticsobjdef(s.oid) AS definition,
                    {since(13, "nullif(s.stxstattarget, -1)", "NULL")} AS target
@@ -337,11 +348,11 @@ def _database(since: Since) -> dict[str, str]:
               FROM pg_description d, LATERAL pg_identify_object(d.classoid, d.objoid, d.objsubid) i
              WHERE (d.objoid >= {FIRST} OR (d.objoid = 2200 AND d.classoid = 'pg_namespace'::regclass))
                AND coalesce(i.schema !~ '^pg_' AND i.schema <> 'information_schema', true)
-               AND NOT EXISTS (SELECT 1 FROM pg_depend e WHERE e.classid = d.classoid AND e.objid = d.objoid
-                               AND e.deptype = 'e')""",
-        "security_labels": """
+               AND NOT EXISTS (SELECT 1 FROM {MEMBERS} e WHERE e.classid = d.classoid AND e.objid = d.objoid)""",
+        "security_labels": f"""
             SELECT i.type || ' ' || i.identity || ' ' || s.provider AS name, s.label
-              FROM pg_seclabel s, LATERAL pg_identify_object(s.classoid, s.objoid, s.objsubid) i""",
+              FROM pg_seclabel s, LATERAL pg_identify_object(s.classoid, s.objoid, s.objsubid) i
+             WHERE NOT EXISTS (SELECT 1 FROM {GONE} g(classid, objid) WHERE g.classid = s.classoid AND g.objid = s.objoid)""",
     }
 
 
@@ -352,3 +363,9 @@ def queries(major: int) -> dict[str, str]:
         return new if major >= version else old
 
     return {**_relations(since), **_types(since), **_code(), **_database(since)}
+
+
+def going_without(sql: str, gone: Iterable[tuple[int, int]]) -> str:
+    """The same query without these objects, by class and oid, and without what is said of them."""
+    rows = ", ".join(f"({class_id}::oid, {oid}::oid)" for class_id, oid in gone)
+    return sql.replace(GONE, f"(VALUES {rows})") if rows else sql

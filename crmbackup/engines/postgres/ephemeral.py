@@ -6,54 +6,40 @@ that started it, even when that is killed; what a killed one left is removed at 
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
 
-from crmbackup.core.errors import LocalDenied, LocalError
-from crmbackup.core.files import PRIVATE_DIR, PRIVATE_FILE, local_error
+from crmbackup.core.errors import LocalError
 from crmbackup.engines.postgres.connection import Server
 from crmbackup.engines.postgres.postmaster import (
+    AT_ONCE,
+    OTHER_ACCOUNT,
     PORT,
-    Account,
     append_settings,
-    hand_over,
-    is_offline,
     make_cluster,
-    may,
-    server_account,
     socket_server,
     socket_settings,
     start,
-    stop,
     usable_programs,
     wait_until_ready,
 )
 from crmbackup.engines.postgres.programs import find_program
+from crmbackup.engines.private import (
+    hand_over,
+    is_offline,
+    private_place,
+    remove_leftovers,
+    server_account,
+    socket_place,
+    stop,
+)
 
-PREFIX = "crmbackup-pg-"
-_LOCK, _LOG = "lock", "log"
-_POLL_SECONDS = 0.05
-_REMOVE_SECONDS = 5.0
-#: Bytes of a socket's path in sockaddr_un, without the final NUL.
-_LONGEST_SOCKET_PATH = 107
 _MEGABYTE = 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Place:
-    """A directory that only we may write to. lock: the descriptor of its locked lock file."""
-
-    path: Path
-    lock: int
 
 
 @dataclass(frozen=True)
@@ -84,12 +70,12 @@ def private_server(
     _refuse_another_host()
     initdb = find_program("initdb", at_least=major, exactly=True, directory=programs).path.resolve()
     postgres = find_program("postgres", at_least=major, exactly=True, directory=initdb.parent).path.resolve()
-    account = server_account()
+    account = server_account(OTHER_ACCOUNT)
     remove_leftovers(directory)
     with ExitStack() as stack:
         place = stack.enter_context(private_place(directory, account))
-        sockets = stack.enter_context(_socket_place(place, account))
-        data, socket, log = place.path / "data", sockets.path / "socket", place.path / _LOG
+        sockets = stack.enter_context(socket_place(place, f".s.PGSQL.{PORT}", account))
+        data, socket, log = place.path / "data", sockets.path / "socket", place.path / "log"
         server = socket_server(socket)
         usable = usable_programs(postgres.parent, place.path, account)
         make_cluster(usable, data, account)
@@ -106,7 +92,7 @@ def private_server(
             # dblink and foreign servers that name no host get here, not to a server in the usual place.
             environment={"PGHOST": str(socket), "PGPORT": PORT},
         )
-        stack.callback(stop, process)
+        stack.callback(stop, process, AT_ONCE)
         wait_until_ready(process, server, log, major)
 
         def gone() -> bool:
@@ -145,108 +131,3 @@ def _settings(socket: Path) -> dict[str, str]:
         "jit": "off",
         "log_min_error_statement": "panic",  # rows of a database have no place in a log
     }
-
-
-@contextmanager
-def private_place(parent: Path, account: Account | None) -> Iterator[Place]:
-    """A fresh directory inside `parent`, removed at the end. Raises LocalError kinds."""
-    place = _claim(parent, account)
-    try:
-        if not may(account, "-x", place.path):
-            raise LocalDenied(
-                f"the user {account.name if account else ''} cannot enter {parent}",
-                why="PostgreSQL does not run as root, so the server runs as that user",
-                hint="name a directory that everybody may pass through (chmod a+x), such as /var/tmp",
-            )
-        yield place
-    finally:
-        _remove(place.path)
-        os.close(place.lock)
-
-
-def _claim(parent: Path, account: Account | None) -> Place:
-    """Make a directory and lock it. A cleaner may be faster than we are: then try again."""
-    try:
-        while True:
-            path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent.absolute()))
-            lock = _try_lock(path)
-            if lock is None:
-                continue
-            if os.fstat(lock).st_nlink:
-                # Another user has to pass through, but not to look around.
-                path.chmod(0o711 if account else PRIVATE_DIR)
-                return Place(path, lock)
-            os.close(lock)
-    except OSError as error:
-        raise local_error(error, f"create a directory for a private server in {parent}") from error
-
-
-def _try_lock(path: Path) -> int | None:
-    """The locked lock file of a directory; None when a living process holds it, or the directory is gone."""
-    try:
-        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def remove_leftovers(directory: Path) -> None:
-    """Remove what killed processes of ours left in `directory`, and their sockets' directories elsewhere."""
-    for parent in {directory.absolute(), *_short_parents()}:
-        for path in parent.glob(f"{PREFIX}*"):
-            try:
-                if path.is_symlink() or path.stat().st_uid != os.geteuid():
-                    continue
-                lock = _try_lock(path)
-            except OSError:
-                continue  # not ours to judge; a fresh name never clashes with it
-            if lock is not None:
-                _remove(path)
-                os.close(lock)
-
-
-def _remove(path: Path) -> None:
-    """Remove a tree to which the last processes of a killed server may still add files."""
-    deadline = time.monotonic() + _REMOVE_SECONDS
-    while path.exists():
-        shutil.rmtree(path, ignore_errors=True)
-        if time.monotonic() > deadline:
-            return
-        if path.exists():
-            time.sleep(_POLL_SECONDS)
-
-
-@contextmanager
-def _socket_place(place: Place, account: Account | None) -> Iterator[Place]:
-    """Where the socket's directory can be: `place` itself, or a shorter one of its own. Raises LocalError kinds."""
-    if _fits(place.path):
-        yield place
-        return
-    for parent in _short_parents():
-        if _fits(parent / f"{PREFIX}12345678"):
-            with private_place(parent, account) as short:
-                yield short
-            return
-    raise LocalError(
-        "there is no place for a private server's socket",
-        why=f"{place.path} is too long a path for one, and so is {_short_parents()[0]}",
-        hint="name a directory with a shorter path",
-    )
-
-
-def _fits(path: Path) -> bool:
-    # In libpq a comma separates hosts.
-    whole = path / "socket" / f".s.PGSQL.{PORT}"
-    return len(os.fsencode(whole)) <= _LONGEST_SOCKET_PATH and "," not in str(path)
-
-
-def _short_parents() -> Sequence[Path]:
-    return [Path(tempfile.gettempdir()).absolute(), Path("/tmp")]  # noqa: S108 - the names made in it are fresh

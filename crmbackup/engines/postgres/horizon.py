@@ -2,8 +2,8 @@
 
 A snapshot's horizon H is its xmin: every transaction below had ended before the snapshot. A
 slice holds the same rows as in the parent if and only if it now shows no row written by a transaction at or above the
-parent's H, as many rows as then, and showed no row at or above the parent's H then either: rows of one version never
-change, and a version moves only with a new file. `docs/design.md` tells the whole argument.
+parent's H, and as many rows as then: rows of one version never change, and a version moves only with a new file.
+`docs/design.md` tells the whole argument.
 
 All that the snapshot shows must be durable, or a crash could undo it. So a *mark* follows it: some empty transactions,
 each committed or rolled back as a random bit says. The last one, N, is flushed, and with it the log up to there: with
@@ -47,8 +47,7 @@ class Mark:
 class Position:
     """Where the cluster was. lsn in bytes of WAL; next_xid with epoch; standby: no transaction can be made there.
 
-    horizon: H, and None on a standby. quiet: no transaction lay between H and the snapshot, so no row of it can be at or
-    above H.
+    horizon: H, and None on a standby.
     """
 
     system: str
@@ -58,7 +57,6 @@ class Position:
     next_xid: int
     standby: bool
     horizon: int | None
-    quiet: bool
     mark: Mark | None
 
     def to_json(self) -> dict[str, object]:
@@ -124,8 +122,7 @@ def read_position(connection: Connection, mark: Mark | None) -> Position:
                pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot())""",
     )
     horizon = xmin if mark else None
-    quiet = mark is not None and xmin == xmax
-    return Position(system, timeline, int(database), at or 0, xmax, standby, horizon, quiet, mark)
+    return Position(system, timeline, int(database), at or 0, xmax, standby, horizon, mark)
 
 
 def why_unrelated(connection: Connection, parent: Position, now: Position) -> str:
@@ -156,10 +153,12 @@ def why_unrelated(connection: Connection, parent: Position, now: Position) -> st
 def new_since(horizon: int) -> str:
     """An SQL condition: the row was written by a transaction at or above `horizon` (less than 2^31 ids ago).
 
+    The horizon's age is asked for once, not for each row.
+
     By age, because ids are compared modulo 2^32. Rows that are frozen or older than the horizon count as old; a frozen
     row whose id has come round again may count as new, never the other way round.
     """
-    return f"pg_catalog.age(xmin) <= pg_catalog.age('{horizon % _XID}'::xid)"
+    return f"pg_catalog.age(xmin) <= (SELECT pg_catalog.age('{horizon % _XID}'::xid))"
 
 
 def _row(connection: Connection, sql: str) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ that comes later could wait behind a migration that waits for us.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +21,7 @@ from crmbackup.core.clock import Clock
 from crmbackup.core.errors import SourceChanged, SourceDenied, SourceLocked
 from crmbackup.engines.base import Workers
 from crmbackup.engines.postgres import reader
-from crmbackup.engines.postgres.catalog import Table, read_tables
+from crmbackup.engines.postgres.catalog import Listed, Table, list_tables, read_tables
 from crmbackup.engines.postgres.connection import Server, connect, source_errors
 from crmbackup.engines.postgres.horizon import Mark, Position, in_recovery, make_mark, read_position
 
@@ -91,7 +91,7 @@ def _mark(server: Server) -> Mark | None:
 def _attempt(workers: Workers, server: Server, connection: Connection, clock: Clock) -> Moment | None:
     """None when the tables changed meanwhile."""
     with source_errors(server):
-        before = read_tables(connection, sizes=False)
+        before = list_tables(connection)
         refuse_unreadable(server, before)
         locks = _lock_statements(before)
         try:
@@ -131,7 +131,7 @@ def _labels(connection: Connection) -> dict[Any, Any]:
     return {row[0]: row[1] for row in connection.execute(_LABELS)}
 
 
-def refuse_unreadable(server: Server, tables: list[Table]) -> None:
+def refuse_unreadable(server: Server, tables: Sequence[Listed]) -> None:
     """Every table must be readable. Raises SourceDenied with the statements that help."""
     denied = [table for table in tables if not table.readable]
     if denied:
@@ -149,11 +149,11 @@ def refuse_unreadable(server: Server, tables: list[Table]) -> None:
         )
 
 
-def _identities(tables: list[Table]) -> set[tuple[int, str]]:
+def _identities(tables: Sequence[Listed | Table]) -> set[tuple[int, str]]:
     return {(table.oid, table.label) for table in tables}
 
 
-def _lock_statements(tables: list[Table]) -> list[str]:
+def _lock_statements(tables: Sequence[Listed]) -> list[str]:
     names = [f"ONLY {table.sql}" for table in tables]
     return [
         f"LOCK TABLE {', '.join(names[start : start + _BATCH])} IN ACCESS SHARE MODE"

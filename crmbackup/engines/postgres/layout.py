@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Any
 
 from crmbackup.core.canonical import canonical_json
 from crmbackup.core.errors import ObjectDamaged
-from crmbackup.engines.postgres.rows import digest_text
+from crmbackup.engines.sums import Part, decode_parts, encode_parts, totals
 
-#: chunk u32 | rows u32 | checksum 16 bytes, big-endian
-_PART = struct.Struct("<II16s")
 VERSION = 1
-
-
-class Part(NamedTuple):
-    """One chunk of rows: its number, how many rows it holds, and their sum."""
-
-    chunk: int
-    rows: int
-    checksum: int
 
 
 @dataclass(frozen=True)
@@ -71,7 +60,9 @@ class Layout:
 
     database: its properties (name, encoding, collate, ctype, provider, locale, rules, owner, comment, acl, settings).
     roles: see `roles.py`. refresh: filled materialised views in the order to refresh them. needs: for each table's label
-    the catalog entries "classid/oid" that it needs, itself not included.
+    the catalog entries "classid/oid" that it needs, itself not included. named: what those are called that are no parts
+    of a table. extensions: names by the same kind of key. leaning: what cannot exist without the extensions that a drill
+    leaves out, by the same kind of key, with its name, or an empty one where it is a part of another.
     """
 
     server: int
@@ -84,6 +75,9 @@ class Layout:
     roles: Mapping[str, Any] = field(default_factory=dict)
     refresh: tuple[str, ...] = ()
     needs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    named: Mapping[str, str] = field(default_factory=dict)
+    extensions: Mapping[str, str] = field(default_factory=dict)
+    leaning: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def major(self) -> int:
@@ -91,16 +85,14 @@ class Layout:
         return self.server // 10000
 
 
-def encode_parts(parts: Sequence[Part]) -> str:
-    """As base64 text."""
-    rows = (_PART.pack(part.chunk, part.rows, part.checksum.to_bytes(16, "big")) for part in parts)
-    return base64.b64encode(b"".join(rows)).decode("ascii")
-
-
-def decode_parts(text: str) -> tuple[Part, ...]:
-    """The inverse of `encode_parts`. Raises ValueError, struct.error."""
-    rows = _PART.iter_unpack(base64.b64decode(text, validate=True))
-    return tuple(Part(chunk, count, int.from_bytes(total, "big")) for chunk, count, total in rows)
+def touched(layout: Layout, damaged: Collection[int]) -> list[str]:
+    """What has rows or definitions in these chunks."""
+    found = [table.label for table in layout.tables if any(part.chunk in damaged for part in table.parts)]
+    if any(chunk in damaged for chunk in layout.archive):
+        found.insert(0, "the definitions of all tables")
+    if any(part.chunk in damaged for part in layout.large_object_parts):
+        found.append("large objects")
+    return found
 
 
 def encode_layout(layout: Layout) -> dict[str, object]:
@@ -130,6 +122,9 @@ def encode_layout(layout: Layout) -> dict[str, object]:
         "roles": layout.roles,
         "refresh": list(layout.refresh),
         "needs": {label: list(entries) for label, entries in layout.needs.items()},
+        "named": dict(layout.named),
+        "extensions": dict(layout.extensions),
+        "leaning": dict(layout.leaning),
     }
 
 
@@ -167,6 +162,10 @@ def decode_layout(fields: Mapping[str, Any]) -> Layout:
             roles=fields["roles"],
             refresh=tuple(map(str, fields["refresh"])),
             needs={str(label): tuple(map(str, entries)) for label, entries in fields["needs"].items()},
+            # Snapshots of earlier versions have none of these.
+            named={str(key): str(name) for key, name in fields.get("named", {}).items()},
+            extensions={str(key): str(name) for key, name in fields.get("extensions", {}).items()},
+            leaning={str(key): str(name) for key, name in fields.get("leaning", {}).items()},
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, struct.error, binascii.Error) as error:
         raise ObjectDamaged(
@@ -177,12 +176,8 @@ def decode_layout(fields: Mapping[str, Any]) -> Layout:
 def image_digest(layout: Layout) -> str:
     """Covers what every table, sequence and large object held: SHA-256 over canonical JSON."""
     content = {
-        "tables": [[table.label, *_totals(table.parts)] for table in layout.tables],
+        "tables": [[table.label, *totals(table.parts)] for table in layout.tables],
         "sequences": [[s.label, s.last_value, s.is_called] for s in layout.sequences],
-        "large_objects": [[o.oid for o in layout.large_objects], *_totals(layout.large_object_parts)],
+        "large_objects": [[o.oid for o in layout.large_objects], *totals(layout.large_object_parts)],
     }
     return sha256(canonical_json(content)).hexdigest()
-
-
-def _totals(parts: Sequence[Part]) -> tuple[int, str]:
-    return sum(part.rows for part in parts), digest_text(sum(part.checksum for part in parts))

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from crmbackup.core.files import local_error
 from crmbackup.engines.postgres.horizon import Position
+from crmbackup.engines.remembered import MemoryLostError, load_remembered, save_remembered
 
-#: chunks u32 | rows u64 | rows at or above the snapshot's own horizon u64
-_SLICE = struct.Struct("<IQQ")
+#: chunks u32 | rows u64
+_SLICE = struct.Struct("<IQ")
 _FILE = "postgres.json"
-_VERSION = 1
+_VERSION = 2
 
 
 class SliceMemory(NamedTuple):
@@ -26,7 +24,6 @@ class SliceMemory(NamedTuple):
 
     chunks: int
     rows: int
-    fresh: int
 
 
 @dataclass(frozen=True)
@@ -48,14 +45,9 @@ class Memory:
     tables: Mapping[int, TableMemory]
 
 
-class MemoryLostError(Exception):
-    """What was remembered cannot be used; the text says why."""
-
-
 def save_memory(directory: Path, position: Position, tables: Iterable[tuple[int, TableMemory]]) -> None:
     """Write it into an empty directory. Raises LocalError."""
     fields = {
-        "version": _VERSION,
         "position": position.to_json(),
         "tables": {
             str(oid): [
@@ -68,35 +60,20 @@ def save_memory(directory: Path, position: Position, tables: Iterable[tuple[int,
             for oid, table in tables
         },
     }
-    path = directory / _FILE
-    try:
-        text = json.dumps(fields)
-        # One wrong digit in there could make rows that changed look old.
-        path.write_text(f"{_digest(text)}\n{text}", "ascii")
-    except OSError as error:
-        raise local_error(error, f"write {path}") from error
+    save_remembered(directory / _FILE, _VERSION, fields)
 
 
 def load_memory(directory: Path) -> Memory:
     """Read it back. Raises MemoryLostError."""
+    fields = load_remembered(directory / _FILE, _VERSION)
     try:
-        digest, _, text = (directory / _FILE).read_text("ascii").partition("\n")
-        if digest != _digest(text):
-            raise MemoryLostError("this host's memory of the last snapshot is damaged")
-        fields = json.loads(text)
-        if fields["version"] != _VERSION:
-            raise MemoryLostError("this host's memory of the last snapshot is from another version")
         tables = {
             int(oid): TableMemory(label, filenode, fingerprint, step, _slices(text))
             for oid, (label, filenode, fingerprint, step, text) in fields["tables"].items()
         }
         return Memory(Position.from_json(fields["position"]), tables)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, binascii.Error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error, binascii.Error) as error:
         raise MemoryLostError("this host's memory of the last snapshot cannot be read") from error
-
-
-def _digest(text: str) -> str:
-    return blake2b(text.encode("ascii"), digest_size=16).hexdigest()
 
 
 def _slices(text: str) -> tuple[SliceMemory, ...]:

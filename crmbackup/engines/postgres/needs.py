@@ -44,6 +44,35 @@ UNION ALL SELECT 1259, d.refobjid, 1259, d.objid, 0 FROM pg_catalog.pg_depend d
 """
 
 
+#: Names, the same in every language of the server. Parts of tables, and what an extension brings, go with those.
+_NAMES = f"""
+SELECT t.c::text || '/' || t.o, i.type || ' ' || i.identity
+  FROM unnest(%s::oid[], %s::oid[]) t(c, o), LATERAL pg_catalog.pg_identify_object(t.c, t.o, 0) i
+ WHERE t.c NOT IN (2604, 2606, 2618, 2620, 3256, 3381) AND (t.c, t.o) <> ({_PUBLIC[0]}, {_PUBLIC[1]})
+   AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d WHERE d.classid = t.c AND d.objid = t.o
+                      AND (d.deptype = 'e' OR (t.c = {_CLASS} AND d.refclassid = {_CLASS} AND d.deptype IN ('a', 'i', 'P'))
+                           OR (t.c = 1247 AND d.deptype = 'i')))
+   AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_class k WHERE t.c = {_CLASS} AND k.oid = t.o AND k.relkind IN ('i', 'I'))
+ ORDER BY 2
+"""
+_EXTENSIONS = "SELECT '3079/' || oid, extname FROM pg_catalog.pg_extension ORDER BY extname"
+
+
+def read_names(connection: Connection, needs: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """What the entries of `read_needs` are called, such as "type crm.stage"; of those that are no parts of a table.
+
+    Raises psycopg.Error.
+    """
+    keys = {key for entries in needs.values() for key in entries}
+    classes, oids = zip(*(map(int, key.split("/")) for key in sorted(keys)), strict=True) if keys else ((), ())
+    return dict(connection.execute(_NAMES.encode(), (list(classes), list(oids))).fetchall())
+
+
+def read_extensions(connection: Connection) -> dict[str, str]:
+    """Names of extensions by their entries. Raises psycopg.Error."""
+    return dict(connection.execute(_EXTENSIONS).fetchall())
+
+
 def read_needs(connection: Connection, tables: Sequence[Table]) -> dict[str, list[str]]:
     """For each table's label the entries "classid/oid" (in numbers, as `pg_restore -l` shows them) that it needs.
 

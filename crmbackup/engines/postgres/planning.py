@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 
 from crmbackup.core.events import Emit, PhaseStarted, Progress
 from crmbackup.engines.base import Workers
 from crmbackup.engines.postgres.catalog import Table
 from crmbackup.engines.postgres.connection import Server
 from crmbackup.engines.postgres.horizon import Position
-from crmbackup.engines.postgres.layout import Part
 from crmbackup.engines.postgres.memory import Memory, SliceMemory, TableMemory
-from crmbackup.engines.postgres.reader import SliceCount, TableSlice, count_slices
+from crmbackup.engines.postgres.reader import SliceCount, TableSlice, count_slices, count_tables
+from crmbackup.engines.sums import Part
 
 #: A slice: small enough that one changed row costs little, large enough that a query for each costs nothing.
 SLICE_BYTES = 1024 * 1024
 _MOST_BLOCKS = 128
 #: Blocks that one task counts.
 _COUNTED = 8192
+#: Tables of one slice that one statement counts.
+_TOGETHER = 100
 _TID_RANGES = 140000
 
 
@@ -31,7 +34,6 @@ class SlicePlan:
     last: int
     carried: bool = False
     parts: list[Part] = field(default_factory=list)
-    fresh: int = 0
 
     @property
     def rows(self) -> int:
@@ -60,7 +62,7 @@ class TablePlan:
 
     def memory(self) -> TableMemory:
         """For the next incremental."""
-        slices = tuple(SliceMemory(len(item.parts), item.rows, item.fresh) for item in self.slices)
+        slices = tuple(SliceMemory(len(item.parts), item.rows) for item in self.slices)
         return TableMemory(self.table.label, self.table.filenode, self.table.fingerprint, self.step, slices)
 
 
@@ -121,40 +123,53 @@ class Comparison:
         reasons = [why_not_compared(table, parent) for table in tables]
         compared = [table for table, reason in zip(tables, reasons, strict=True) if not reason]
         self._emit(PhaseStarted("scan", sum(table.size for table in compared)))
-        counts = {table.oid: self._count(table, parent.memory) for table in compared}
+        counts = self._counts(compared, parent.memory)
         plans = []
         for table, reason in zip(tables, reasons, strict=True):
             if reason:
                 plans.append(plan_full(table, reason))
                 continue
-            found = [count for future in counts[table.oid] for count in future.result()]
+            found = counts[table.oid]()
             plans.append(_compare(table, parent.memory.tables[table.oid], parent.parts[table.label], found))
             self._emit(Progress("scan", table.size))
         return plans
 
-    def _count(self, table: Table, memory: Memory) -> list[Future[list[SliceCount]]]:
-        assert memory.position.horizon is not None
-        assert self._position.horizon is not None
-        step = memory.tables[table.oid].step
+    def _counts(self, tables: Sequence[Table], memory: Memory) -> dict[int, Callable[[], list[SliceCount]]]:
+        """For each table's oid what waits for the counts of its slices. Large tables have several tasks each, small
+        ones share one.
+        """
+        horizon = memory.position.horizon
+        assert horizon is not None
+        large = [table for table in tables if table.blocks > memory.tables[table.oid].step]
+        small = [table for table in tables if 0 < table.blocks <= memory.tables[table.oid].step]
+        found: dict[int, Callable[[], list[SliceCount]]] = {table.oid: list for table in tables}
+        for table in large:
+            found[table.oid] = partial(_joined, self._count(table, memory.tables[table.oid].step, horizon))
+        groups = (len(small) + _TOGETHER - 1) // _TOGETHER
+        for number in range(groups):
+            group = small[number::groups]
+            future = self._workers.submit(count_tables, group, horizon)
+            found |= {table.oid: partial(_nth, future, place) for place, table in enumerate(group)}
+        return found
+
+    def _count(self, table: Table, step: int, horizon: int) -> list[Future[list[SliceCount]]]:
         stride = max(step, _COUNTED // step * step) if self._ranges else max(1, table.blocks)
         return [
-            self._workers.submit(
-                count_slices,
-                table,
-                first,
-                min(first + stride, table.blocks),
-                step,
-                memory.position.horizon,
-                self._position.horizon,
-            )
+            self._workers.submit(count_slices, table, first, min(first + stride, table.blocks), step, horizon)
             for first in range(0, table.blocks, stride)
         ]
 
     def slice(self, plan: TablePlan, item: SlicePlan) -> TableSlice:
         """What a worker reads."""
-        position = self._position
-        horizon = None if position.quiet else position.horizon
-        return TableSlice(self._server, plan.table, item.first, item.last, horizon)
+        return TableSlice(self._server, plan.table, item.first, item.last)
+
+
+def _joined(futures: Sequence[Future[list[SliceCount]]]) -> list[SliceCount]:
+    return [count for future in futures for count in future.result()]
+
+
+def _nth(future: Future[list[SliceCount]], place: int) -> list[SliceCount]:
+    return [future.result()[place]]
 
 
 def _compare(table: Table, old: TableMemory, parts: Sequence[Part], found: Sequence[SliceCount]) -> TablePlan:
@@ -162,9 +177,9 @@ def _compare(table: Table, old: TableMemory, parts: Sequence[Part], found: Seque
     position = 0
     for number, item in enumerate(plan.slices):
         count = found[number]
-        before = old.slices[number] if number < len(old.slices) else SliceMemory(0, 0, 0)
+        before = old.slices[number] if number < len(old.slices) else SliceMemory(0, 0)
         own = list(parts[position : position + before.chunks])
         position += before.chunks
-        if count.new == 0 and before.fresh == 0 and count.rows == before.rows == sum(part.rows for part in own):
-            item.carried, item.parts, item.fresh = True, own, count.fresh
+        if count.new == 0 and count.rows == before.rows == sum(part.rows for part in own):
+            item.carried, item.parts = True, own
     return plan

@@ -1,76 +1,34 @@
 """Running PostgreSQL's own server: as whom, from which programs, its cluster, its start and its stop.
 
-PostgreSQL refuses to run as root. Under root the server runs as `nobody`, or `postgres` where that does not exist, and
-so do `initdb` and whatever a restored database makes it do. It dies with the process that started it.
+PostgreSQL refuses to run as root: see `engines/private.py` for whom it runs as then.
 """
 
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
 
-from crmbackup.core.errors import DiskFull, LocalDenied, LocalError
-from crmbackup.core.files import PRIVATE_DIR, PRIVATE_FILE, local_error
+from crmbackup.core.errors import LocalDenied
+from crmbackup.core.files import local_error
+from crmbackup.engines import private
 from crmbackup.engines.postgres.connection import Server
+from crmbackup.engines.private import Account, hand_over, may
 
 SUPERUSER = "postgres"
 #: The port only names the socket's file.
 PORT = "5432"
-START_SECONDS = 60.0
-_STOP_SECONDS = 30.0
-_INITDB_SECONDS = 300.0
-_POLL_SECONDS = 0.05
-#: Not `postgres` first: servers on this host may let that user in as superuser, without a password, and a function of a
-#: restored database that calls dblink would be that user.
-_ACCOUNTS = ("nobody", "postgres")
+#: Where there is no `nobody`.
+OTHER_ACCOUNT = "postgres"
 #: C.UTF-8 knows letters beyond ASCII; some older systems lack it, none lacks C.
 _LOCALES = ("C.UTF-8", "C")
-_TAIL_LINES = 8
-#: Nothing of our environment reaches the server: no PG variables, no secrets.
-_ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
-
-# Leaves the network when it may (Linux: 0x40000000 is CLONE_NEWNET), gives up root, asks the kernel for a signal when its parent dies (Linux: 1 is PR_SET_PDEATHSIG), then becomes the
-# program. In a process of its own, since code between fork and exec is unsafe with threads; after the change of user,
-# since that clears the request. A parent that died before the request is seen by the changed parent id.
-_LAUNCHER = """
-import ctypes, os, sys
-owner, number, offline, uid, gid = map(int, sys.argv[1:6])
-program = sys.argv[6:]
-try:
-    libc = ctypes.CDLL(None)
-    if offline and uid and sys.platform == "linux":
-        libc.unshare(0x40000000)
-    if uid:
-        os.setgroups([])
-        os.setgid(gid)
-        os.setuid(uid)
-    if sys.platform == "linux":
-        libc.prctl(1, number)
-    if os.getppid() != owner:
-        sys.exit("its owner is gone")
-    os.execv(program[0], program)
-except OSError as error:
-    sys.exit(f"{program[0]}: {error.strerror}")
-"""
-
-
-@dataclass(frozen=True)
-class Account:
-    """Who the server runs as, when that is not us."""
-
-    name: str
-    uid: int
-    gid: int
+#: How it ends at once, without a checkpoint.
+AT_ONCE = signal.SIGQUIT
 
 
 def socket_settings(socket: Path) -> dict[str, str]:
@@ -93,45 +51,6 @@ def socket_server(socket: Path) -> Server:
     """How to reach the server whose socket is in that directory."""
     keywords = {"host": str(socket), "port": PORT, "user": SUPERUSER, "dbname": "postgres"}
     return Server(tuple(sorted(keywords.items())))
-
-
-def server_account() -> Account | None:
-    """Whom to run a server as: None for ourselves. Raises LocalError."""
-    if os.geteuid() != 0:
-        return None
-    for name in _ACCOUNTS:
-        try:
-            entry = pwd.getpwnam(name)
-        except KeyError:
-            continue
-        if entry.pw_uid:
-            return Account(name, entry.pw_uid, entry.pw_gid)
-    raise LocalError(
-        "a private PostgreSQL server cannot run as root",
-        why=f"neither {' nor '.join(_ACCOUNTS)} is a user here",
-        hint="run crmbackup as another user, or create the user postgres",
-    )
-
-
-def hand_over(directory: Path, account: Account | None) -> None:
-    """Make a directory that only the server's user may enter. Raises LocalError kinds."""
-    try:
-        directory.mkdir(mode=PRIVATE_DIR)
-        if account:
-            os.chown(directory, account.uid, account.gid)
-    except OSError as error:
-        raise local_error(error, f"create {directory}") from error
-
-
-def may(account: Account | None, test: str, path: Path) -> bool:
-    """Whether the server's user passes a `test` on a path."""
-    if account is None:
-        return True
-    command = ["test", test, str(path)]
-    done = subprocess.run(
-        command, user=account.uid, group=account.gid, extra_groups=[], env=_ENVIRONMENT, cwd="/", check=False
-    )
-    return done.returncode == 0
 
 
 def usable_programs(programs: Path, place: Path, account: Account | None) -> Path:
@@ -177,38 +96,12 @@ def make_cluster(programs: Path, data: Path, account: Account | None) -> None:
     options = ["-D", str(data), "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--data-checksums", "--no-sync"]
     text = ""
     for locale in _LOCALES:
-        command = _launched([str(programs / "initdb"), *options, f"--locale={locale}"], account, signal.SIGKILL)
-        try:
-            done = subprocess.run(
-                command,
-                env=_ENVIRONMENT,
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                start_new_session=True,
-                timeout=_INITDB_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            text = f"initdb took longer than {_INITDB_SECONDS:.0f} s"
-            break
-        except OSError as error:
-            raise local_error(error, "run initdb") from error
-        if done.returncode == 0:
+        text = private.prepare([str(programs / "initdb"), *options, f"--locale={locale}"], account, "initdb")
+        if not text:
             return
-        text = done.stderr.decode("utf-8", "replace")
         if "invalid locale" not in text:
             break
-    raise _failure("a private PostgreSQL server cannot be made", text)
-
-
-def _launched(
-    program: Sequence[str], account: Account | None, on_death: signal.Signals, *, offline: bool = False
-) -> list[str]:
-    """The command that runs a program as the server's user, and ends it with a signal when we die."""
-    uid, gid = (account.uid, account.gid) if account else (0, 0)
-    numbers = [str(int(number)) for number in (os.getpid(), on_death, offline, uid, gid)]
-    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, *numbers, *program]
+    raise private.failure("a private PostgreSQL server cannot be made", text)
 
 
 def append_settings(data: Path, settings: Mapping[str, str]) -> None:
@@ -237,67 +130,18 @@ def start(
     keep: descriptors that it holds open, such as locks. offline: without any network, where we have the right to do
     that (see `is_offline`).
     """
-    command = _launched([str(programs / "postgres"), "-D", str(data)], account, signal.SIGQUIT, offline=offline)
-    try:
-        log.touch(PRIVATE_FILE)
-        with log.open("ab") as output:
-            return subprocess.Popen(
-                command,
-                env={**_ENVIRONMENT, **(environment or {})},
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C at the terminal is for us alone
-                pass_fds=tuple(set(keep)),
-            )
-    except OSError as error:
-        raise local_error(error, f"run {programs / 'postgres'}") from error
-
-
-def is_offline(process: subprocess.Popen[bytes]) -> bool:
-    """Whether a server is in a network namespace of its own, from which nothing outside can be reached."""
-    try:
-        return Path(f"/proc/{process.pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
-    except OSError:
-        return False
+    command = [str(programs / "postgres"), "-D", str(data)]
+    return private.launch(command, log, account, AT_ONCE, keep=keep, offline=offline, environment=environment)
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], server: Server, log: Path, major: int) -> None:
     """Until a connection succeeds. Raises DiskFull, LocalError; stops the server then."""
-    deadline = time.monotonic() + START_SECONDS
-    refusal = ""
-    while process.poll() is None and time.monotonic() < deadline:
+
+    def refusal() -> str:
         try:
             psycopg.connect(**dict(server.keywords), connect_timeout=10).close()  # type: ignore[arg-type]
-            return
         except psycopg.OperationalError as error:
-            refusal = " ".join(str(error).split())
-        try:
-            process.wait(_POLL_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
-    ended = process.poll() is not None
-    stop(process)
-    text = log.read_text("utf-8", "replace") if ended else refusal
-    raise _failure(f"a private PostgreSQL server of version {major} does not start", text)
+            return " ".join(str(error).split())
+        return ""
 
-
-def _failure(what: str, text: str) -> LocalError:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    why = "; ".join(lines[-_TAIL_LINES:])
-    if "No space left on device" in text or "Disk quota exceeded" in text:
-        return DiskFull(what, why=why, hint="free some space, or name a directory on a larger disk")
-    return LocalError(what, why=why, hint="look whether the programs of this version run at all on this host")
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a server at once, without a checkpoint: its files are about to be removed."""
-    for number in (signal.SIGQUIT, signal.SIGKILL):
-        if process.poll() is not None:
-            return
-        process.send_signal(number)
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
+    private.wait_until_ready(process, refusal, log, f"a private PostgreSQL server of version {major}", AT_ONCE)

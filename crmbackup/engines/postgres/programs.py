@@ -23,6 +23,8 @@ _BY_VERSION = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/o
 #: What a program's message says before it says something of use.
 _NOISE = re.compile(r"^pg_(dump|restore): (error: |warning: |detail: |hint: )?")
 _TAIL = 8
+#: Debian's program in /usr/bin, in Perl: it takes longer than all others, and runs one of those in Debian's directories.
+_WRAPPER = "pg_wrapper"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def _programs(name: str, directory: Path | None) -> Iterator[Program]:
     for place in [directory] if directory else list(_directories()):
         path = place / name
         real = path.resolve()
-        if real in seen or not os.access(path, os.X_OK):
+        if real in seen or not os.access(path, os.X_OK) or (real.name == _WRAPPER and not directory):
             continue
         seen.add(real)
         version = _version(path)
@@ -81,7 +83,7 @@ def _version(path: Path) -> tuple[int, int] | None:
         done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    # Debian's wrapper in /usr/bin chooses a version by itself, and fails without any.
+    # Debian's wrapper, where a policy names /usr/bin, chooses a version by itself, and fails without any.
     match = _VERSION.search(done.stdout)
     return (int(match[1]), int(match[2] or 0)) if match and done.returncode == 0 else None
 

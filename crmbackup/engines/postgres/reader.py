@@ -23,8 +23,11 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 #: TID ranges are efficient since 14; before, a list of all possible TIDs of the blocks is.
 _TID_RANGES = 140000
+_RESTRICTION = 170000
 #: What one piece of a large object is read as; at most 1 GB in PostgreSQL, small to keep lines short.
 LARGE_OBJECT_PIECE = 256 * 1024
+#: A query of its own for a table takes as long as reading about so many bytes of rows does.
+_QUERY_BYTES = 64 * 1024
 
 _connection: Connection | None = None
 _server: Server | None = None
@@ -46,8 +49,13 @@ def join(server: Server, snapshot: str, locks: Sequence[str], lock_seconds: floa
 
 def begin(connection: Connection, lock_seconds: float) -> None:
     """Begin a transaction that sees one moment. Raises psycopg.Error."""
-    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-    connection.execute(f"SET LOCAL lock_timeout = {max(1, int(lock_seconds * 1000))}".encode("ascii"))
+    text = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+    text += f"; SET LOCAL lock_timeout = {max(1, int(lock_seconds * 1000))}"
+    if connection.info.server_version >= _RESTRICTION:
+        # As pg_dump does: what comes in the place of a table runs no code of its owner's. Never in a session that
+        # restores: checks and materialised views may read views.
+        text += "; SET LOCAL restrict_nonsystem_relation_kind = 'view, foreign-table'"
+    connection.execute(text.encode("ascii"))
 
 
 def leave() -> None:
@@ -66,48 +74,33 @@ def current() -> Connection:
 
 
 class RowFacts(NamedTuple):
-    """Of one chunk. fresh: rows of the whole slice at or above the snapshot's own horizon, told with its first chunk."""
+    """Of one chunk."""
 
     rows: int
     checksum: int
-    fresh: int
 
 
 @dataclass(frozen=True)
 class TableSlice:
-    """Rows of a table: of blocks `first` to `last` without the latter, or all of them.
-
-    horizon: count rows at or above it, None when there can be none.
-    """
+    """Rows of a table: of blocks `first` to `last` without the latter, or all of them."""
 
     server: Server
     table: Table
     first: int | None
     last: int
-    horizon: int | None
 
     @property
     def size(self) -> int:
-        """Bytes in the table's files."""
-        return self.table.size if self.first is None else (self.last - self.first) * self.table.width
+        """Bytes in the table's files, or what takes as long as a query does."""
+        return max(_QUERY_BYTES, self.table.size if self.first is None else (self.last - self.first) * self.table.width)
 
     def read(self) -> Iterator[SliceData]:
         """The rows as COPY text; nothing without rows."""
         connection = current()
         with source_errors(self.server, f"table {self.table.label}"):
             where = "" if self.first is None else in_blocks(connection, self.first, self.last)
-            fresh = self._fresh(connection, where)
             for piece in copy_out(connection, self.table.copy_sql(where)):
-                yield SliceData(piece.payload, RowFacts(piece.rows, piece.checksum, fresh))
-                fresh = 0
-
-    def _fresh(self, connection: Connection, where: str) -> int:
-        if self.horizon is None or not where:
-            return 0
-        sql = f"SELECT count(*) FROM ONLY {self.table.sql} WHERE {where} AND {new_since(self.horizon)}"
-        row = connection.execute(sql.encode(connection.info.encoding)).fetchone()
-        assert row is not None
-        return int(row[0])
+                yield SliceData(piece.payload, RowFacts(piece.rows, piece.checksum))
 
 
 def in_blocks(connection: Connection, first: int, last: int) -> str:
@@ -123,21 +116,28 @@ def in_blocks(connection: Connection, first: int, last: int) -> str:
 
 
 class SliceCount(NamedTuple):
-    """What a slice shows: its rows, those at or above the parent's horizon, those at or above the snapshot's own."""
+    """What a slice shows: its rows, and those at or above the parent's horizon."""
 
     rows: int
     new: int
-    fresh: int
 
 
-def count_slices(table: Table, first: int, last: int, step: int, parent: int, own: int) -> list[SliceCount]:
+def count_tables(tables: Sequence[Table], horizon: int) -> list[SliceCount]:
+    """The counts of some small tables, each as a whole, in one statement. Runs in a worker; reads no TOAST."""
+    counts = _counts(horizon)
+    selects = (f"SELECT {number}, {counts} FROM ONLY {table.sql}" for number, table in enumerate(tables))
+    what = f"one of the tables from {tables[0].label} to {tables[-1].label}"
+    found = dict(_found(" UNION ALL ".join(selects), what))
+    return [found[number] for number in range(len(tables))]
+
+
+def count_slices(table: Table, first: int, last: int, step: int, horizon: int) -> list[SliceCount]:
     """The counts of each run of `step` blocks between two blocks. Runs in a worker; reads no TOAST.
 
     Before 14 this reads the whole table, whatever the blocks: ask for all of it at once.
     """
     connection = current()
-    assert _server is not None
-    counts = f"count(*), count(*) FILTER (WHERE {new_since(parent)}), count(*) FILTER (WHERE {new_since(own)})"
+    counts = _counts(horizon)
     if connection.info.server_version >= _TID_RANGES:
         sql = (
             f"SELECT s.b, t.* FROM pg_catalog.generate_series({first}, {last - 1}, {step}) s(b), LATERAL"
@@ -147,9 +147,20 @@ def count_slices(table: Table, first: int, last: int, step: int, parent: int, ow
     else:
         block = "(ctid::text::point)[0]::bigint"
         sql = f"SELECT {block} / {step} * {step}, {counts} FROM ONLY {table.sql} GROUP BY 1"
-    with source_errors(_server, f"table {table.label}"):
-        found = {row[0]: SliceCount(*row[1:]) for row in connection.execute(sql.encode(connection.info.encoding))}
-    return [found.get(block, SliceCount(0, 0, 0)) for block in range(first, last, step)]
+    found = dict(_found(sql, f"table {table.label}"))
+    return [found.get(block, SliceCount(0, 0)) for block in range(first, last, step)]
+
+
+def _counts(horizon: int) -> str:
+    return f"count(*), count(*) FILTER (WHERE {new_since(horizon)})"
+
+
+def _found(sql: str, what: str) -> Iterator[tuple[int, SliceCount]]:
+    assert _server is not None
+    connection = current()
+    with source_errors(_server, what):
+        for number, *counts in connection.execute(sql.encode(connection.info.encoding)):
+            yield number, SliceCount(*counts)
 
 
 @dataclass(frozen=True)
@@ -177,4 +188,4 @@ class LargeObjectSlice:
         )
         with source_errors(self.server, "large objects"):
             for found in copy_out(current(), sql):
-                yield SliceData(found.payload, RowFacts(found.rows, found.checksum, 0))
+                yield SliceData(found.payload, RowFacts(found.rows, found.checksum))

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Protocol
-
-from xxhash import xxh3_128_intdigest
 
 from crmbackup.engines.base import TableRecord
 from crmbackup.engines.postgres.catalog import Table
-from crmbackup.engines.postgres.rows import ALGORITHM, digest_text
+from crmbackup.engines.postgres.rows import ALGORITHM
+from crmbackup.engines.sums import digest_text, sum_lines
 
 LARGE_OBJECTS = "(large objects)"
 SEQUENCES = "(sequences)"
 REFRESHED = "filled again by the restore from what it is made of; not compared"
-
-
-class Counted(Protocol):
-    """Some rows and the sum over them."""
-
-    @property
-    def rows(self) -> int:
-        """How many."""
-        ...
-
-    @property
-    def checksum(self) -> int:
-        """Their sum."""
-        ...
 
 
 class Standing(Protocol):
@@ -56,17 +41,10 @@ def table_kind(table: Table) -> str:
     return "unlogged table" if table.persistence == "u" else "table"
 
 
-def parts_record(name: str, kind: str, parts: Sequence[Counted], *, carried: bool = False) -> TableRecord:
-    """Of rows that lie in several parts."""
-    rows = sum(part.rows for part in parts)
-    checksum = digest_text(sum(part.checksum for part in parts))
-    return TableRecord(name, kind, rows, checksum, ALGORITHM, carried=carried)
-
-
 def sequences_record(sequences: Iterable[Standing]) -> TableRecord:
     """Of all sequences together: a line for each, summed as rows are."""
     lines = [f"{s.label}\t{s.last_value}\t{'t' if s.is_called else 'f'}\n".encode() for s in sequences]
-    checksum = digest_text(sum(map(xxh3_128_intdigest, lines)))
+    checksum = digest_text(sum_lines(lines))
     return TableRecord(SEQUENCES, "sequences", len(lines), checksum, ALGORITHM)
 
 

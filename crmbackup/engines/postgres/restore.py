@@ -13,30 +13,34 @@ from typing import Any
 
 import psycopg
 
-from crmbackup.core.errors import CrmBackupError, ObjectDamaged, TargetError, TargetExists, VerificationFailed
+from crmbackup.core.errors import CrmBackupError, ObjectDamaged, TargetError, VerificationFailed
 from crmbackup.core.events import Emit, Notice
 from crmbackup.core.files import local_error
 from crmbackup.engines.base import Restore, Workers
+from crmbackup.engines.pieces import Piece, private
 from crmbackup.engines.postgres import restore_clean as clean
 from crmbackup.engines.postgres import restore_data as data
 from crmbackup.engines.postgres import restore_finish as finishing
 from crmbackup.engines.postgres.connection import Server, connect, quoted, target_errors
-from crmbackup.engines.postgres.ephemeral import private_place, remove_leftovers
 from crmbackup.engines.postgres.layout import TableLayout, image_digest
 from crmbackup.engines.postgres.programs import Program
 from crmbackup.engines.postgres.records import LARGE_OBJECTS
+from crmbackup.engines.postgres.restore_keys import BrokenKeys, make_foreign_keys
 from crmbackup.engines.postgres.restore_plan import Plan, choose_entries
 from crmbackup.engines.postgres.restore_program import list_entries, program_for, run_section
 from crmbackup.engines.postgres.restore_roles import (
     MAINTENANCE,
     create_database,
     drop_database,
+    drop_roles,
     give_settings,
     make_roles,
 )
 from crmbackup.engines.postgres.restore_tables import check_fillable
 from crmbackup.engines.postgres.restore_toc import Entry, without
 from crmbackup.engines.postgres.roles import literal
+from crmbackup.engines.private import private_place, remove_leftovers
+from crmbackup.engines.targets import not_taken_back, refuse_what_is_there
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -63,12 +67,15 @@ class PostgresRestore(Restore):
         self._committed = False
         self._marked = False
         self._created = False
+        self._made_roles: list[str] = []
         self._holder: Connection | None = None
         self._program: Program | None = None
         self._entries: list[Entry] = []
         self._tables: list[TableLayout] = []
-        #: Statements that give a neutral database what was taken from it.
+        self._superuser = False
+        #: Statements that give a neutral database what was taken from it; and, before those, the keys that rows break.
         self.neutralised: list[str] = []
+        self._whole: list[str] = []
         # The archive's definitions may hold passwords of user mappings: what a killed run left of them goes first.
         temporary = Path(tempfile.gettempdir())
         remove_leftovers(temporary)
@@ -85,7 +92,7 @@ class PostgresRestore(Restore):
 
     def stages(self) -> Iterator[Mapping[int, object]]:
         if self._content != "data":
-            yield {number: data.PieceOfArchive(self._piece(number)) for number in self._plan.layout.archive}
+            yield {number: Piece(self._piece(number)) for number in self._plan.layout.archive}
             self._read_archive()
         self._prepare()
         if self._content != "schema":
@@ -103,30 +110,26 @@ class PostgresRestore(Restore):
         plan = self._plan
         archive = self._directory / _ARCHIVE
         try:
-            with open(archive, "xb", opener=data.private) as stream:
+            with open(archive, "xb", opener=private) as stream:
                 for number in plan.layout.archive:
                     with self._piece(number).open("rb") as piece:
                         shutil.copyfileobj(piece, stream)
             head = _head(archive)
         except OSError as error:
             raise local_error(error, f"write {archive}") from error
-        at = plan.server if not plan.options.create else plan.server.at(MAINTENANCE)
-        with target_errors(at), connect(at) as connection:
+        with target_errors(self._beside), connect(self._beside) as connection:
             major = connection.info.server_version // 10000
             row = connection.execute("SELECT pg_catalog.current_setting('is_superuser') = 'on'").fetchone()
-            available = {
-                str(name) for (name,) in connection.execute("SELECT name FROM pg_catalog.pg_available_extensions")
-            }
-        superuser = bool(row and row[0])
+        self._superuser = bool(row and row[0])
         self._program = program_for(head, plan.layout.major, major, plan.programs)
         entries = list_entries(self._program, archive)
-        self._entries = choose_entries(plan, entries, self._emit, superuser=superuser, available=available)
+        self._entries = choose_entries(plan, entries, self._emit, superuser=self._superuser)
 
     def _prepare(self) -> None:
         """Make the database and all definitions that rows need."""
         plan, options = self._plan, self._plan.options
         if options.roles == "create":
-            make_roles(plan.server.at(MAINTENANCE) if options.create else plan.server, plan.layout)
+            self._made_roles = make_roles(self._beside, plan.layout)
         if options.create:
             create_database(plan.server, plan.layout, self._emit)
             self._created = True
@@ -160,6 +163,11 @@ class PostgresRestore(Restore):
                 finishing.create_large_objects(holder, plan.layout.large_objects)
 
     @property
+    def _beside(self) -> Server:
+        """Where to be when the database may not be there."""
+        return self._plan.server.at(MAINTENANCE) if self._plan.options.create else self._plan.server
+
+    @property
     def _ours(self) -> bool:
         return self._plan.options.roles == "ignore"
 
@@ -174,7 +182,7 @@ class PostgresRestore(Restore):
             self._emit(Notice("a restore to this database was not finished: what it left is removed"))
             clean.undo_marked(holder, mark)
         if self._content != "data":
-            refuse_what_is_there(self._plan.server, clean.what_is_there(holder))
+            refuse_what_is_there(self._plan.server.name, clean.what_is_there(holder))
 
     def _section(self, section: str, entries: Sequence[Entry], jobs: int = 1) -> None:
         assert self._program is not None
@@ -188,14 +196,16 @@ class PostgresRestore(Restore):
         plan = self._plan
         loads: dict[int, list[data.Load]] = defaultdict(list)
         encoding = str(plan.layout.database["encoding"])
-        self._tables = self._without_left_out() if plan.neutral else list(plan.tables)
+        self._tables = [table for table in plan.tables if table.label not in plan.left_out.tables]
         for table in self._tables:
             into = table.root or (table.schema, table.name)
             columns = f" ({', '.join(map(quoted, table.columns))})" if table.columns else ""
             for part in table.parts:
                 # The bytes are the source's, whatever the encodings of this session and of the target.
                 copy = f"COPY {quoted(*into)}{columns} FROM STDIN (ENCODING {literal(encoding)})"
-                loads[part.chunk].append(data.Load(f"table {table.label}", copy, part.rows))
+                # Their unique indexes are there: a row could wait for another worker's, which ends when all is done.
+                apart = self._content == "data" or table.extension
+                loads[part.chunk].append(data.Load(f"table {table.label}", copy, part.rows, apart=apart))
         if self._with_large_objects:
             for part in plan.layout.large_object_parts:
                 loads[part.chunk].append(
@@ -203,28 +213,11 @@ class PostgresRestore(Restore):
                 )
         return {number: data.Loads(self._session, tuple(found)) for number, found in loads.items()}
 
-    def _without_left_out(self) -> list[TableLayout]:
-        """The tables without those of extensions that a drill leaves out."""
-        assert self._holder is not None
-        with target_errors(self._plan.server):
-            rows = self._holder.execute(
-                "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c"
-                " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r'"
-            ).fetchall()
-        there = set(rows)
-        result = []
-        for table in self._plan.tables:
-            if table.extension and (table.schema, table.name) not in there:
-                self._emit(Notice(f"without its extension, table {table.label} does not come back in the drill"))
-            else:
-                result.append(table)
-        return result
-
     def commit(self, placed: Mapping[int, object], workers: Workers) -> None:
         plan, server = self._plan, self._plan.server
-        self._leave(workers)
+        taken = sum(workers.each(data.finish, self._session), start=data.finish(self._session))
         if self._content != "schema":
-            self._count(placed)
+            self._count(taken)
         holder = self._holder
         assert holder is not None
         if self._content != "schema":
@@ -236,7 +229,7 @@ class PostgresRestore(Restore):
         if self._content != "data":
             last = [entry for entry in self._entries if entry.kind == "EVENT TRIGGER"]
             before = without(self._entries, {entry.id for entry in last})
-            self._section("post-data", before, workers.count)
+            self._follow_rows(holder, before, workers.count)
             if self._content == "all":
                 finishing.refresh(holder, server, self._matviews(), self._emit, neutral=plan.neutral)
         if self._content != "schema":
@@ -249,7 +242,40 @@ class PostgresRestore(Restore):
                     self.neutralised += finishing.neutralise(holder)
         if self._created:
             give_settings(holder, server, plan.layout, owners=not self._ours, neutral=plan.neutral)
+        # Rows go before foreign servers can be asked again.
+        self.neutralised = self._whole + self.neutralised
         self._end(holder)
+
+    def _follow_rows(self, holder: Connection, entries: Sequence[Entry], jobs: int) -> None:
+        """Indexes, constraints, triggers and the like."""
+        keys = [entry for entry in entries if entry.kind == "FK CONSTRAINT"]
+        if self._plan.options.foreign_keys == "check" or not keys:
+            self._section("post-data", entries, jobs)
+            return
+        first = without(entries, {entry.id for entry in keys})
+        self._section("post-data", first, jobs)
+        made = {entry.id for entry in [*first, *keys]}
+        remarks = [entry for entry in entries if entry.id not in made]
+        try:
+            self._section("post-data", keys, jobs)
+        except TargetError as error:
+            self._emit(Notice(f"foreign keys are made one by one: {error}"))
+            broken = self._make_keys(holder, keys, remarks)
+            remarks = [entry for entry in remarks if not broken.left_out & set(entry.needs)]
+        self._section("post-data", remarks)
+
+    def _make_keys(self, holder: Connection, keys: Sequence[Entry], remarks: Sequence[Entry]) -> BrokenKeys:
+        plan = self._plan
+        assert self._program is not None
+        encoding = str(plan.layout.database["encoding"])
+        archive = self._directory / _ARCHIVE
+        broken = make_foreign_keys(
+            self._program, plan.server, archive, keys, remarks, encoding, holder, self._emit, neutral=plan.neutral
+        )
+        if broken.whole and self._superuser:
+            self._whole.append("SET LOCAL session_replication_role = replica")  # triggers on TRUNCATE
+        self._whole += broken.whole
+        return broken
 
     def _end(self, holder: Connection) -> None:
         """From here on it is a whole database. This commit is the one that makes all others durable."""
@@ -261,22 +287,19 @@ class PostgresRestore(Restore):
         self._committed = True
 
     def _matviews(self) -> list[str]:
-        names = self._plan.layout.refresh
+        names = [name for name in self._plan.layout.refresh if name not in self._plan.left_out.matviews]
         if self._plan.wanted is None:
-            return list(names)
+            return names
         assert self._holder is not None
         with target_errors(self._plan.server):
-            rows = self._holder.execute(
-                "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class c"
-                " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'm'"
-            ).fetchall()
-        there = {row[0] for row in rows}
+            there = finishing.matviews_of(self._holder)
         return [name for name in names if name in there]
 
     def _sequences(self, holder: Connection) -> list[Any]:
         """With tables chosen by name, those that came along."""
-        sequences = list(self._plan.layout.sequences)
-        if self._plan.wanted is None and self._content == "all" and not self._plan.neutral:
+        left_out = self._plan.left_out.sequences
+        sequences = [item for item in self._plan.layout.sequences if item not in left_out]
+        if self._plan.wanted is None and self._content == "all":
             return sequences
         rows = holder.execute(
             "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c"
@@ -284,11 +307,11 @@ class PostgresRestore(Restore):
         ).fetchall()
         there = set(rows)
         if self._content == "data" and self._plan.wanted is not None:
-            owned = _sequences_of(holder, [quoted(table.schema, table.name) for table in self._plan.tables])
+            owned = finishing.sequences_of(holder, [quoted(table.schema, table.name) for table in self._plan.tables])
             there &= owned
         return [item for item in sequences if (item.schema, item.name) in there]
 
-    def _count(self, placed: Mapping[int, object]) -> None:
+    def _count(self, found: Counter[str]) -> None:
         """Every table took as many rows as the snapshot says."""
         plan = self._plan
         expected: Counter[str] = Counter()
@@ -296,21 +319,12 @@ class PostgresRestore(Restore):
             expected[f"table {table.label}"] += sum(part.rows for part in table.parts)
         if self._with_large_objects:
             expected[LARGE_OBJECTS] += sum(part.rows for part in plan.layout.large_object_parts)
-        found: Counter[str] = Counter()
-        for value in placed.values():
-            assert isinstance(value, tuple)
-            for label, rows in value:
-                found[label] += rows
         for label in sorted({*expected, *found}):
             if expected[label] != found[label]:
                 raise VerificationFailed(
                     f"{label} took {found[label]} rows instead of {expected[label]}",
                     hint="nothing was kept; restore again, and run `crmbackup check` if it fails again",
                 )
-
-    def _leave(self, workers: Workers) -> None:
-        data.leave()
-        workers.each(data.leave)
 
     def close(self, because: BaseException | None = None) -> None:
         """Take everything back unless it was committed. because: why it was not. Raises TargetError when that fails."""
@@ -340,39 +354,12 @@ class PostgresRestore(Restore):
                     mark = clean.read_mark(connection)
                     if mark is not None:
                         clean.undo_marked(connection, mark)
+            if self._made_roles:
+                drop_roles(self._beside, self._made_roles)
         except CrmBackupError as error:
-            raise TargetError(
-                f"what was restored to {server.name} so far could not be removed again",
-                why=f"{error}; the restore had ended because: {because or 'it was not finished'}",
-                hint=f"the schema {clean.MARK} in it says that it is not whole; the next restore to it removes it",
-            ) from error
-
-
-def refuse_what_is_there(server: Server, found: Mapping[str, tuple[int, str]]) -> None:
-    """Raises TargetExists unless the database is empty."""
-    if found:
-        listed = ", ".join(
-            f"{count} {kind}{'s' if count > 1 else ''} ({name})" for kind, (count, name) in found.items()
-        )
-        raise TargetExists(
-            f"the database {server.name} is not empty",
-            why=f"it holds {listed}",
-            hint="restore to a database of another name, and let --create make it",
-        )
+            raise not_taken_back(server.name, f"schema {clean.MARK}", error, because) from error
 
 
 def _head(archive: Path) -> bytes:
     with archive.open("rb") as stream:
         return stream.read(8)
-
-
-def _sequences_of(connection: Connection, tables: Sequence[str]) -> set[tuple[str, str]]:
-    rows = connection.execute(
-        "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c"
-        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-        " JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid"
-        " AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.deptype IN ('a', 'i')"
-        " WHERE c.relkind = 'S' AND d.refobjid = ANY(%s::text[]::pg_catalog.regclass[])",
-        (list(tables),),
-    ).fetchall()
-    return set(rows)

@@ -71,6 +71,28 @@ def set_sequences(connection: Connection, sequences: Sequence[SequenceLayout]) -
         )
 
 
+def sequences_of(connection: Connection, tables: Sequence[str]) -> set[tuple[str, str]]:
+    """Schemas and names of the sequences that these tables own. Raises psycopg.Error."""
+    rows = connection.execute(
+        "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c"
+        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+        " JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid"
+        " AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.deptype IN ('a', 'i')"
+        " WHERE c.relkind = 'S' AND d.refobjid = ANY(%s::text[]::pg_catalog.regclass[])",
+        (list(tables),),
+    ).fetchall()
+    return set(rows)
+
+
+def matviews_of(connection: Connection) -> set[str]:
+    """Labels of the materialised views that are there. Raises psycopg.Error."""
+    rows = connection.execute(
+        "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class c"
+        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'm'"
+    )
+    return {label for (label,) in rows}
+
+
 def refresh(connection: Connection, server: Server, labels: Sequence[str], emit: Emit, *, neutral: bool) -> None:
     """Fill materialised views, in order. One that reads a foreign table stays empty where that fails, with a warning;
     neutral: always.

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import psycopg
 
 from crmbackup.core.errors import TargetError
 from crmbackup.core.events import Emit, Notice, Warned
 from crmbackup.engines.base import RestoreOptions
+from crmbackup.engines.postgres.acting import LeftOut, entries_of
 from crmbackup.engines.postgres.connection import Server
 from crmbackup.engines.postgres.layout import Layout, TableLayout
-from crmbackup.engines.postgres.restore_toc import Entry, acting, choose_tables, without
+from crmbackup.engines.postgres.restore_toc import Entry, choose_tables, without
+
+Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
 class Plan:
     """What comes back. tables: those whose rows do. wanted: asked for by name, None for all.
 
-    neutral: nothing of it may act on anything (a drill).
+    neutral: nothing of it may act on anything (a drill). left_out: what that leaves out.
     """
 
     server: Server
@@ -29,33 +35,34 @@ class Plan:
     wanted: tuple[TableLayout, ...] | None
     programs: Path | None
     neutral: bool
+    left_out: LeftOut
 
 
-def choose_entries(
-    plan: Plan, entries: list[Entry], emit: Emit, *, superuser: bool, available: Collection[str]
-) -> list[Entry]:
-    """The archive's entries that come back, in its order. available: extensions that the server could install.
-
-    Raises TargetError where it lacks some.
-    """
+def choose_entries(plan: Plan, entries: list[Entry], emit: Emit, *, superuser: bool) -> list[Entry]:
+    """The archive's entries that come back, in its order."""
     if plan.wanted is not None:
         entries = _chosen(plan, plan.wanted, entries, emit)
-    if plan.neutral:
-        dropped = acting(entries)
+    if plan.left_out.extensions:
+        dropped = entries_of(entries, plan.left_out.extensions, plan.left_out.keys)
         for entry in dropped:
-            emit(Notice(f"left out of the drill, since it acts by itself: {entry.label}"))
+            emit(Notice(f"left out of the drill with an extension that acts by itself: {entry.label}"))
         entries = without(entries, {entry.id for entry in dropped})
     if not superuser:
         # CREATE EXTENSION has set it already, and only the extension's owner may.
         entries = [entry for entry in entries if not (entry.kind == "COMMENT" and entry.text.startswith("- EXTENSION"))]
-    lacking = [entry.bare for entry in entries if entry.kind == "EXTENSION" and entry.bare not in available]
+    return entries
+
+
+def refuse_missing_extensions(server: Server, connection: Connection, needed: Iterable[str]) -> None:
+    """Raises TargetError where the server could not install all of them, psycopg.Error."""
+    rows = connection.execute("SELECT name FROM pg_catalog.pg_available_extensions")
+    lacking = sorted(set(needed) - {name for (name,) in rows})
     if lacking:
         raise TargetError(
-            f"the server of {plan.server.name} lacks extensions that the snapshot needs",
+            f"the server of {server.name} lacks extensions that the snapshot needs",
             why=", ".join(lacking),
             hint="install their packages on that server",
         )
-    return entries
 
 
 def _chosen(plan: Plan, wanted: Collection[TableLayout], entries: list[Entry], emit: Emit) -> list[Entry]:

@@ -21,6 +21,7 @@ _TRANSACTION_TIMEOUT = 17
 _ONE_TRANSACTION = 1000
 #: What was asked for, up to where values, bodies or secrets could begin.
 _COMMAND = re.compile(r"Command was: ([^'($;]{1,200})")
+_BROKEN_KEY = "the source's own rows break it: --foreign-keys not-valid brings all back, and names every such key"
 _QUERY = re.compile(r"could not execute query: (?:ERROR|FATAL|PANIC):\s+(.*)")
 
 
@@ -46,9 +47,30 @@ def program_for(archive: bytes, major: int, server_major: int, directory: Path |
 
 def list_entries(program: Program, archive: Path) -> list[Entry]:
     """What the archive holds. Raises ObjectDamaged, LocalError kinds."""
+    return parse_toc(_said(_read(program, archive, "--list", "--verbose")))
+
+
+def statement_of(program: Program, archive: Path, entry: Entry) -> bytes:
+    """The one statement that makes this foreign key or comment; without its semicolon, in the archive's encoding.
+
+    Raises ObjectDamaged, LocalError kinds.
+    """
+    wanted = archive.with_suffix(".one")
+    wanted.write_text(f"{entry.id};\n", "ascii")
+    text = _read(program, archive, "--file=-", f"--use-list={wanted}")
+    # In comments names have no line breaks; in the statement they may have anything.
+    first = b"\nCOMMENT ON " if entry.kind == "COMMENT" else b"\nALTER TABLE "
+    begin, end = text.find(first), text.rfind(b";\n\n\n--\n-- PostgreSQL database dump complete")
+    if begin < 0 or end < begin:
+        raise ObjectDamaged("the definitions of the snapshot cannot be read", why=f"no statement for {entry.label}")
+    return text[begin + 1 : end]
+
+
+def _read(program: Program, archive: Path, *options: str) -> bytes:
+    """What pg_restore prints of an archive. Raises ObjectDamaged, LocalError kinds."""
     try:
         done = subprocess.run(
-            [str(program.path), "--list", "--verbose", str(archive)],
+            [str(program.path), *options, str(archive)],
             env=environment({}),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -57,10 +79,8 @@ def list_entries(program: Program, archive: Path) -> list[Entry]:
     except OSError as error:
         raise local_error(error, f"run {program.path}") from error
     if done.returncode:
-        raise ObjectDamaged(
-            "the definitions of the snapshot cannot be read", why=complaint(done.stderr.decode("utf-8", "replace"))
-        )
-    return parse_toc(done.stdout.decode("utf-8", "replace"))
+        raise ObjectDamaged("the definitions of the snapshot cannot be read", why=complaint(_said(done.stderr)))
+    return done.stdout
 
 
 def run_section(
@@ -115,9 +135,16 @@ def _run(command: Sequence[str], server: Server, token: str) -> None:
         )
     except OSError as error:
         raise local_error(error, f"run {command[0]}") from error
-    text = done.stderr.decode("utf-8", "replace")
     if done.returncode:
-        raise _refusal(text, server, done.returncode)
+        raise _refusal(_said(done.stderr), server, done.returncode)
+
+
+def _said(message: bytes) -> str:
+    """It is in the archive's encoding; what is not UTF-8 is most often one of the Latin ones."""
+    try:
+        return message.decode("utf-8")
+    except UnicodeDecodeError:
+        return message.decode("latin-1")
 
 
 def _refusal(text: str, server: Server, code: int) -> TargetError | DiskFull:
@@ -134,4 +161,5 @@ def _refusal(text: str, server: Server, code: int) -> TargetError | DiskFull:
             why=why,
             hint="restore as the database's owner or a superuser, or with --roles ignore",
         )
-    return TargetError(f"the target {server.name} refuses {what}", why=why)
+    broken = "violates foreign key constraint" in why
+    return TargetError(f"the target {server.name} refuses {what}", why=why, hint=_BROKEN_KEY if broken else "")

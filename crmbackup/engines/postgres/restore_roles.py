@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
@@ -32,12 +33,13 @@ def _existing(connection: Connection) -> set[str]:
     return {name for (name,) in connection.execute("SELECT rolname FROM pg_catalog.pg_roles")}
 
 
-def make_roles(server: Server, layout: Layout, *, login: bool = False, database: str = "") -> None:
-    """Make the missing ones. login, database: as in `roles_sql`. Raises TargetError kinds."""
+def make_roles(server: Server, layout: Layout, *, login: bool = False, database: str = "") -> list[str]:
+    """Make the missing ones; gives their names. login, database: as in `roles_sql`. Raises TargetError kinds."""
     with target_errors(server, "roles"), closing(connect(server)) as connection:
+        existing = _existing(connection)
         statements = roles_sql(
             layout.roles,
-            _existing(connection),
+            existing,
             login=login,
             server_version=connection.info.server_version,
             database=database,
@@ -46,6 +48,15 @@ def make_roles(server: Server, layout: Layout, *, login: bool = False, database:
         with connection.transaction():
             for text in statements:
                 connection.execute(text.encode(codec))
+    return [role["name"] for role in layout.roles["roles"] if role["name"] not in existing]
+
+
+def drop_roles(server: Server, names: Sequence[str]) -> None:
+    """Those that `make_roles` made, when nothing is theirs any more. Raises TargetError kinds."""
+    with target_errors(server, "roles"), closing(connect(server)) as connection:
+        codec = connection.info.encoding
+        for name in names:
+            connection.execute(f"DROP ROLE IF EXISTS {quoted(name)}".encode(codec))
 
 
 def exists(connection: Connection, name: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import psycopg
+from psycopg import errors as pg
 
 from crmbackup.core.errors import TargetDenied, TargetError, TargetExists, UsageError
 from crmbackup.engines.postgres.connection import Server, quoted
@@ -55,13 +56,16 @@ def check_fillable(
     connection: Connection, server: Server, layout: Layout, tables: Sequence[TableLayout], *, large_objects: bool
 ) -> None:
     """Every table is there, with the snapshot's columns and no rows. Raises TargetError kinds, TargetExists."""
-    row = connection.execute("SELECT pg_catalog.current_setting('is_superuser') = 'on'").fetchone()
-    if not (row and row[0]):
+    try:
+        with connection.transaction():
+            connection.execute("SET LOCAL session_replication_role = replica")
+    except pg.InsufficientPrivilege as error:
         raise TargetDenied(
             f"rows alone cannot be restored to {server.name} by this user",
-            why="triggers and foreign keys must be off meanwhile (session_replication_role), which needs a superuser",
-            hint="restore as a superuser, or restore the definitions too",
-        )
+            why="triggers and foreign keys must be off meanwhile (session_replication_role), which this user may not do",
+            hint="restore as a superuser, or from PostgreSQL 15 on GRANT SET ON PARAMETER session_replication_role TO"
+            " the user; or restore the definitions too",
+        ) from error
     columns: dict[tuple[str, str], set[str]] = {}
     for schema, name, column in connection.execute(
         "SELECT n.nspname, c.relname, a.attname FROM pg_catalog.pg_class c"

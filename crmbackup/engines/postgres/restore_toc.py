@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from crmbackup.core.errors import ObjectDamaged
@@ -69,8 +69,6 @@ _PARTS = frozenset(
 #: What joins one table to another, and comes back with both only.
 _JOINING = frozenset({"FK CONSTRAINT", "TABLE ATTACH", "INDEX ATTACH"})
 _RELATIONS = frozenset({"TABLE", "FOREIGN TABLE", "MATERIALIZED VIEW", "VIEW"})
-#: Extensions that act by themselves.
-_ACTING = frozenset({"pg_cron", "pg_net", "pgagent"})
 
 
 @dataclass(frozen=True)
@@ -135,11 +133,6 @@ def without(entries: Sequence[Entry], dropped: Collection[int]) -> list[Entry]:
         for entry in entries
         if entry.id not in dropped and not (entry.kind in _REMARKS and any(need in dropped for need in entry.needs))
     ]
-
-
-def acting(entries: Iterable[Entry]) -> list[Entry]:
-    """Extensions that a drill leaves out."""
-    return [entry for entry in entries if entry.kind == "EXTENSION" and entry.bare.strip() in _ACTING]
 
 
 def choose_tables(entries: Sequence[Entry], wanted: Collection[str], needs: Mapping[str, Sequence[str]]) -> Choice:

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from typing import Any, NamedTuple
 
 import psycopg
@@ -17,8 +15,10 @@ from crmbackup.core.clock import Clock, SystemClock
 from crmbackup.core.errors import SourceError
 from crmbackup.core.events import Emit, PhaseEnded, PhaseStarted, Progress
 from crmbackup.engines.base import CheckOutcome, TableRecord, Verification, Workers
+from crmbackup.engines.plain import plain
+from crmbackup.engines.postgres.acting import LeftOut
 from crmbackup.engines.postgres.catalog import Table, read_matviews, read_sequences
-from crmbackup.engines.postgres.checks import check_database
+from crmbackup.engines.postgres.checks import check_claims, read_claims
 from crmbackup.engines.postgres.connection import Server, connect, source_errors, text_of
 from crmbackup.engines.postgres.describe import describe
 from crmbackup.engines.postgres.joining import Moment, joined
@@ -28,11 +28,11 @@ from crmbackup.engines.postgres.reader import LargeObjectSlice, RowFacts, TableS
 from crmbackup.engines.postgres.records import (
     LARGE_OBJECTS,
     matview_record,
-    parts_record,
     sequences_record,
     table_kind,
 )
-from crmbackup.engines.postgres.rows import MODULUS, digest_text
+from crmbackup.engines.postgres.rows import ALGORITHM
+from crmbackup.engines.sums import MODULUS, digest_text, parts_record
 
 _LOCK_SECONDS = 60.0
 _QUERY_SECONDS = 300
@@ -64,16 +64,20 @@ def verify(
     emit: Emit,
     *,
     neutralised: Sequence[str] = (),
+    left_out: LeftOut | None = None,
     owners: bool = True,
     clock: Clock | None = None,
 ) -> Verification:
     """What the database holds. neutralised: statements that give it, for a moment that nobody else sees, what was taken
-    from it for a drill. owners: whether these came back. Raises SourceError kinds.
+    from it for a drill. left_out: what did not come back at all. owners: whether these came back.
+
+    Raises SourceError kinds.
     """
     clock = clock or SystemClock()
+    left_out = left_out or LeftOut()
     began = clock.monotonic()
     with joined(workers, server, _LOCK_SECONDS, clock) as moment:
-        records = _records(workers, server, moment, tables, emit)
+        records = _records(workers, server, moment, tables, left_out, emit)
     emit(PhaseEnded("verify", clock.monotonic() - began))
     with source_errors(server), closing(connect(server)) as connection:
         version = connection.info.server_version
@@ -81,10 +85,11 @@ def verify(
         connection.execute("BEGIN READ WRITE")  # whatever the database was told to begin with
         for text in neutralised:
             connection.execute(text.encode(codec))
-        schema = describe(connection, owners=owners)
+        schema = describe(connection, owners=owners, without=left_out.extensions)
+        claims = read_claims(connection)
         connection.execute("ROLLBACK")
-        checks = [_version(properties, version), *check_database(connection)]
-    return Verification(f"PostgreSQL {version // 10000}.{version % 10000}", records, schema, checks)
+        checks = [_version(properties, version), *check_claims(connection, claims)]
+    return Verification(f"PostgreSQL {version // 10000}.{version % 10000}", records, schema, checks, left_out.reasons())
 
 
 def _version(properties: Mapping[str, Any], version: int) -> CheckOutcome:
@@ -95,7 +100,12 @@ def _version(properties: Mapping[str, Any], version: int) -> CheckOutcome:
 
 
 def _records(
-    workers: Workers, server: Server, moment: Moment, expected: Sequence[TableRecord], emit: Emit
+    workers: Workers,
+    server: Server,
+    moment: Moment,
+    expected: Sequence[TableRecord],
+    left_out: LeftOut,
+    emit: Emit,
 ) -> list[TableRecord]:
     """In the order in which a snapshot has them."""
     connection = moment.connection
@@ -104,7 +114,7 @@ def _records(
     emit(PhaseStarted("verify", sum(table.size for table in moment.tables)))
     futures: dict[int, list[Future[Sum]]] = {}
     for table in sorted(moment.tables, key=lambda table: -table.size):
-        slices = [TableSlice(server, table, item.first, item.last, None) for item in plan_full(table).slices]
+        slices = [TableSlice(server, table, item.first, item.last) for item in plan_full(table).slices]
         futures[table.oid] = [workers.submit(measure, item) for item in slices]
     oids = [found.oid for found in objects]
     large = [
@@ -117,15 +127,18 @@ def _records(
         for future in futures[table.oid]:
             sums.append(future.result())
             emit(Progress("verify", sums[-1].size))
-        found.append(parts_record(table.label, table_kind(table), sums))
+        found.append(parts_record(table.label, table_kind(table), sums, ALGORITHM))
     records = _by_root(moment.tables, found, expected)
     if objects:
-        records.append(parts_record(LARGE_OBJECTS, "large objects", [future.result() for future in large]))
+        records.append(parts_record(LARGE_OBJECTS, "large objects", [future.result() for future in large], ALGORITHM))
     with source_errors(server):
         sequences, _ = read_sequences(connection)
         matviews = read_matviews(connection)
     if sequences:
-        records.append(sequences_record(sequences))
+        # The snapshot has one record of all: those that were left out count as it says that they stood.
+        record = sequences_record([*sequences, *left_out.sequences])
+        reason = f"without {left_out.labels()}, left out of the drill" if left_out.sequences else ""
+        records.append(replace(record, reason=reason))
     return records + [matview_record(label) for label in matviews]
 
 
@@ -170,17 +183,4 @@ def query(server: Server, sql: str) -> object:
                 row = cursor.fetchone() if cursor.description else None
         except psycopg.Error as error:
             raise SourceError("the query fails on the restored database", why=text_of(error)) from error
-        return _plain(row[0]) if row else None
-
-
-def _plain(value: object) -> object:
-    """Something that compares with what stands in a policy: numbers, text, truth."""
-    if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
-    if isinstance(value, datetime | date | time):
-        return value.isoformat()
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return str(value)
+        return plain(row[0]) if row else None

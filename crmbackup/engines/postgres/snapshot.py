@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from crmbackup.core.clock import Clock
 from crmbackup.core.events import Emit, Notice, PhaseEnded, Warned
 from crmbackup.engines.base import Image, Parent, Slice, Snapshot, SourceInfo, Workers
+from crmbackup.engines.postgres.acting import ACTING
 from crmbackup.engines.postgres.archive import ArchiveSlice, Archiving
 from crmbackup.engines.postgres.catalog import read_matviews, read_omissions, read_sequences
 from crmbackup.engines.postgres.connection import Server, encoding_of, source_errors
-from crmbackup.engines.postgres.describe import describe
 from crmbackup.engines.postgres.horizon import why_unrelated
-from crmbackup.engines.postgres.joining import LOCK_WAIT, Moment
+from crmbackup.engines.postgres.joining import Moment
 from crmbackup.engines.postgres.large_objects import GROUP, read_large_objects
 from crmbackup.engines.postgres.layout import (
     Layout,
-    Part,
     SequenceLayout,
     TableLayout,
     decode_layout,
     encode_layout,
     image_digest,
 )
-from crmbackup.engines.postgres.memory import MemoryLostError, load_memory, save_memory
-from crmbackup.engines.postgres.needs import read_needs
+from crmbackup.engines.postgres.leaning import read_leaning
+from crmbackup.engines.postgres.memory import load_memory, save_memory
+from crmbackup.engines.postgres.needs import read_extensions, read_names, read_needs
 from crmbackup.engines.postgres.planning import Comparison, ParentTables, SlicePlan, TablePlan, plan_full
-from crmbackup.engines.postgres.programs import Program
 from crmbackup.engines.postgres.reader import LargeObjectSlice, RowFacts, TableSlice
 from crmbackup.engines.postgres.records import (
     LARGE_OBJECTS,
     matview_record,
-    parts_record,
     sequences_record,
     table_kind,
 )
 from crmbackup.engines.postgres.roles import read_database, read_roles
+from crmbackup.engines.postgres.rows import ALGORITHM
+from crmbackup.engines.remembered import MemoryLostError
+from crmbackup.engines.sums import Part, parts_record
 
-#: Where the archive of definitions is written before it is shipped, in the state directory.
-_ARCHIVE = "definitions.dump"
 _NOT_HERE = "the rows of unlogged tables are on the primary server only; they come back empty"
 
 
@@ -50,12 +49,12 @@ class PostgresSnapshot(Snapshot):
     def __init__(
         self,
         server: Server,
-        program: Program,
         workers: Workers,
         moment: Moment,
+        archiving: Archiving,
+        schema: Mapping[str, object],
         parent: Parent | None,
         state: Path,
-        lock_seconds: float,
         *,
         passwords: bool,
         clock: Clock,
@@ -66,6 +65,8 @@ class PostgresSnapshot(Snapshot):
         self._moment = moment
         self._parent = parent
         self._state = state
+        self._archiving = archiving
+        self._schema = schema
         self._clock = clock
         self._emit = emit
         self._passwords = passwords
@@ -79,9 +80,6 @@ class PostgresSnapshot(Snapshot):
         self._read_size = sum(table.size for table in moment.tables)
         with source_errors(server):
             self._large_objects = read_large_objects(moment.connection)
-            self._schema = describe(moment.connection)
-        wait = min(lock_seconds, LOCK_WAIT)
-        self._archiving = Archiving(program, server, moment.snapshot, state / _ARCHIVE, wait)
         self.info = self._describe()
 
     def _usable(self, parent: Parent | None) -> ParentTables | None:
@@ -168,8 +166,6 @@ class PostgresSnapshot(Snapshot):
         for chunk, facts in chunks:
             assert isinstance(facts, RowFacts)
             parts.append(Part(chunk, facts.rows, facts.checksum))
-            if isinstance(item, SlicePlan):
-                item.fresh += facts.fresh
         if isinstance(item, SlicePlan):
             item.parts = parts
         else:
@@ -185,6 +181,9 @@ class PostgresSnapshot(Snapshot):
             database = read_database(connection)
             roles = read_roles(connection, passwords=self._passwords)
             needs = read_needs(connection, moment.tables)
+            named = read_names(connection, needs)
+            extensions = read_extensions(connection)
+            leaning = read_leaning(connection, sorted(ACTING.keys() & set(extensions.values())))
         omitted += self._left_out()
         omitted += [
             (f"sequence {label}", "where it stands cannot be read: a right is missing, or it is unlogged on a standby")
@@ -217,14 +216,17 @@ class PostgresSnapshot(Snapshot):
             roles=roles,
             refresh=tuple(matviews),
             needs=needs,
+            named=named,
+            extensions=extensions,
+            leaning={f"{each.class_id}/{each.oid}": each.name for each in leaning},
         )
         layout, chunks = renumber(layout)
         records = [
-            parts_record(plan.table.label, table_kind(plan.table), plan.parts, carried=plan.carried)
+            parts_record(plan.table.label, table_kind(plan.table), plan.parts, ALGORITHM, carried=plan.carried)
             for plan in self._tables
         ]
         if self._large_objects:
-            records.append(parts_record(LARGE_OBJECTS, "large objects", large))
+            records.append(parts_record(LARGE_OBJECTS, "large objects", large, ALGORITHM))
         if sequences:
             records.append(sequences_record(sequences))
         records += [matview_record(label) for label in matviews]
@@ -244,10 +246,6 @@ class PostgresSnapshot(Snapshot):
         self._archiving.stop()
         plans = [(plan.table.oid, plan.memory()) for plan in self._tables if plan.step]
         save_memory(self._state, self._moment.position, plans)
-
-    def close(self) -> None:
-        """End what still runs."""
-        self._archiving.stop()
 
 
 def renumber(layout: Layout) -> tuple[Layout, list[int]]:

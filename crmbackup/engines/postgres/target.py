@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from crmbackup.core.errors import CrmBackupError, TargetError, UsageError
+from crmbackup.core.errors import CrmBackupError, TargetError
 from crmbackup.core.events import Emit
 from crmbackup.core.secrets import Secret
 from crmbackup.engines.base import (
@@ -21,11 +21,12 @@ from crmbackup.engines.base import (
     Workers,
 )
 from crmbackup.engines.postgres import restore_clean as clean
+from crmbackup.engines.postgres.acting import ACTING, LeftOut, left_out
 from crmbackup.engines.postgres.connection import Server, connect, parse_server, target_errors
 from crmbackup.engines.postgres.ephemeral import private_server
-from crmbackup.engines.postgres.layout import Layout, decode_layout
-from crmbackup.engines.postgres.restore import PostgresRestore, refuse_what_is_there
-from crmbackup.engines.postgres.restore_plan import Plan
+from crmbackup.engines.postgres.layout import Layout, decode_layout, touched
+from crmbackup.engines.postgres.restore import PostgresRestore
+from crmbackup.engines.postgres.restore_plan import Plan, refuse_missing_extensions
 from crmbackup.engines.postgres.restore_roles import (
     MAINTENANCE,
     drop_database,
@@ -36,9 +37,12 @@ from crmbackup.engines.postgres.restore_roles import (
 )
 from crmbackup.engines.postgres.restore_tables import find_tables
 from crmbackup.engines.postgres.restore_verify import query, verify
+from crmbackup.engines.targets import closed_with_reason, refuse_options, refuse_what_is_there
 
 #: From this version on event triggers can be kept from firing, those at login too.
 _EVENT_TRIGGERS_OFF = 17
+#: A drill tells of every foreign key that rows break, not of the first.
+_DRILL = RestoreOptions(create=True, foreign_keys="not-valid")
 
 
 class PostgresTargetEngine(TargetEngine):
@@ -50,19 +54,14 @@ class PostgresTargetEngine(TargetEngine):
         self._drill_server = drill_server
 
     def target(self, address: str, options: RestoreOptions) -> PostgresTarget:
-        if options.overwrite:
-            raise UsageError(
-                "a database of a server is not overwritten",
-                hint="restore to one of another name with --create, look at it, and rename both",
-            )
         server = parse_server(address, self._password)
-        if not server.database:
-            raise UsageError("the address names no database", hint="write postgresql://user@host:5432/database")
-        if options.create and options.content == "data":
-            raise UsageError(
-                "--create makes an empty database, and --data-only needs its tables", hint="use one of them"
-            )
+        refuse_options(options, server.database, "postgresql://user@host:5432/database")
         return PostgresTarget(server, options, self._programs)
+
+    def touched(
+        self, layout: Mapping[str, Any], damaged: Collection[int], read: Callable[[int], bytes | None]
+    ) -> Sequence[str]:
+        return touched(decode_layout(layout), damaged)
 
     def isolated(self, directory: Path, layout: Mapping[str, Any], properties: Mapping[str, Any], emit: Emit) -> Any:
         if self._drill_server is None:
@@ -77,7 +76,7 @@ class PostgresTargetEngine(TargetEngine):
             # One of that name is there already; which databases a server begins with is no part of a snapshot.
             name = f"{name}_restored" if name in ("postgres", "template0", "template1") else name
             make_roles(private.server, layout, login=True, database="")
-            target = PostgresTarget(private.server.at(name), RestoreOptions(create=True), self._programs, neutral=True)
+            target = PostgresTarget(private.server.at(name), _DRILL, self._programs, neutral=True)
             offline = (
                 ("no network at all: the server runs in a network namespace of its own",) if private.offline else ()
             )
@@ -92,6 +91,7 @@ class PostgresTargetEngine(TargetEngine):
                     "reachable through a socket in a directory that only its owner may enter; no network port",
                     *offline,
                     "subscriptions stay disabled and no worker for them can start; event triggers are disabled",
+                    *_acting_lines(layout),
                     "foreign data wrappers are without their handlers, so that no foreign server is asked",
                     "no libraries are preloaded: nothing runs on a schedule",
                 ),
@@ -105,7 +105,7 @@ class PostgresTargetEngine(TargetEngine):
         place = server.at(name)
         with target_errors(server), closing(connect(server.at(MAINTENANCE))) as connection:
             empty = not exists(connection, name)
-        target = PostgresTarget(place, RestoreOptions(create=True), self._programs, neutral=True)
+        target = PostgresTarget(place, _DRILL, self._programs, neutral=True)
 
         def gone() -> bool:
             with suppress(CrmBackupError), target_errors(server), closing(connect(server.at(MAINTENANCE))) as looking:
@@ -120,6 +120,7 @@ class PostgresTargetEngine(TargetEngine):
                 isolation=(
                     "a database that was made for this drill and is dropped after it; the server has others",
                     "subscriptions stay disabled; event triggers are disabled",
+                    *_acting_lines(layout),
                     "foreign data wrappers are without their handlers, so that no foreign server is asked",
                 ),
                 empty_before=empty,
@@ -140,6 +141,7 @@ class PostgresTarget(Target):
         self._programs = programs
         self._neutral = neutral
         self._neutralised: list[str] = []
+        self._left_out = LeftOut()
 
     @property
     def name(self) -> str:
@@ -154,7 +156,7 @@ class PostgresTarget(Target):
                     return True
                 raise TargetError(f"another restore to {self.name} is at work", hint="wait until it is over")
             if self._options.content != "data":
-                refuse_what_is_there(self.server, clean.what_is_there(connection))
+                refuse_what_is_there(self.server.name, clean.what_is_there(connection))
         return False
 
     def describe(self, layout: Mapping[str, Any]) -> Sequence[str]:
@@ -171,6 +173,8 @@ class PostgresTarget(Target):
                     hint=f"restore to a server of PostgreSQL {found.major} or later",
                 )
             missing = missing_roles(connection, found) if options.content != "data" else []
+            if options.content != "data":
+                refuse_missing_extensions(self.server, connection, _extensions(found, wanted, neutral=self._neutral))
         return [*_content_lines(found, options, wanted), *self._role_lines(missing)]
 
     def _role_lines(self, missing: Sequence[str]) -> list[str]:
@@ -195,21 +199,27 @@ class PostgresTarget(Target):
         options = self._options
         wanted = find_tables(found, options.tables) if options.tables else None
         tables = () if options.content == "schema" else _filled(found, options, wanted)
-        plan = Plan(self.server, options, found, digest, tables, wanted, self._programs, self._neutral)
+        self._left_out = left_out(found) if self._neutral else LeftOut()
+        plan = Plan(self.server, options, found, digest, tables, wanted, self._programs, self._neutral, self._left_out)
         restore = PostgresRestore(plan, emit)
-        try:
+        with closed_with_reason(restore):
             yield restore
-        except BaseException as error:
-            restore.close(error)
-            raise
-        restore.close()
         self._neutralised = restore.neutralised
 
     def verify(
         self, workers: Workers, tables: Sequence[TableRecord], properties: Mapping[str, Any], emit: Emit
     ) -> Verification:
         owners = self._options.roles != "ignore"
-        return verify(workers, self.server, tables, properties, emit, neutralised=self._neutralised, owners=owners)
+        return verify(
+            workers,
+            self.server,
+            tables,
+            properties,
+            emit,
+            neutralised=self._neutralised,
+            left_out=self._left_out,
+            owners=owners,
+        )
 
     def query(self, sql: str) -> object:
         return query(self.server, sql)
@@ -219,6 +229,20 @@ def _filled(layout: Layout, options: RestoreOptions, wanted: Sequence[Any] | Non
     """The tables whose rows come back. Rows alone: not those of extensions, which have their own there already."""
     tables = layout.tables if wanted is None else tuple(wanted)
     return tuple(table for table in tables if not (options.content == "data" and table.extension))
+
+
+def _extensions(layout: Layout, wanted: Sequence[Any] | None, *, neutral: bool) -> Iterator[str]:
+    """Names of those that come back."""
+    keys = None if wanted is None else {key for table in wanted for key in layout.needs.get(table.label, ())}
+    for key, name in layout.extensions.items():
+        if (keys is None or key in keys) and not (neutral and name in ACTING):
+            yield name
+
+
+def _acting_lines(layout: Layout) -> Iterator[str]:
+    names = left_out(layout).extensions
+    if names:
+        yield f"extensions that act by themselves are left out, and their tables with them: {', '.join(names)}"
 
 
 def _content_lines(layout: Layout, options: RestoreOptions, wanted: Sequence[Any] | None) -> Iterator[str]:
@@ -238,9 +262,13 @@ def _content_lines(layout: Layout, options: RestoreOptions, wanted: Sequence[Any
     if wanted is not None:
         chosen = {table.label for table in wanted}
         keys = {key for label in chosen for key in layout.needs.get(label, ())}
-        along = [table.label for table in layout.tables if f"1259/{table.oid}" in keys and table.label not in chosen]
+        tables = {f"1259/{table.oid}": table.label for table in layout.tables}
+        along = [label for key, label in tables.items() if key in keys and label not in chosen]
         if along:
-            yield f"definitions that come along, without rows: {', '.join(along)}"
+            yield f"definitions of tables that come along, without rows: {', '.join(along)}"
+        others = [name for key, name in layout.named.items() if key in keys and key not in tables]
+        if others:
+            yield f"definitions that come along: {', '.join(others)}"
         yield "foreign keys to tables that are not restored are left out, and named during the restore"
     extensions = [table.label for table in layout.tables if table.extension]
     if extensions and options.content == "data":

@@ -53,11 +53,18 @@ class Types:
         for owner, *attribute in attributes:
             self._attributes[owner].append(attribute)
         self._ranges = dict(ranges)
+        self._known: dict[frozenset[int], TypeFacts] = {}
 
     def of(self, oids: Iterable[int]) -> TypeFacts:
         """Of some columns' types and all that they are made of."""
+        asked = frozenset(oids)
+        if asked not in self._known:
+            self._known[asked] = self._of(asked)
+        return self._known[asked]
+
+    def _of(self, oids: frozenset[int]) -> TypeFacts:
         seen: dict[int, object] = {}
-        waiting = sorted(set(oids))
+        waiting = sorted(oids)
         reason = ""
         while waiting:
             oid = waiting.pop()

@@ -7,8 +7,10 @@ then every stored column in its declared order, generated virtual ones left out.
 BLAKE3 of its segments' digests, one behind the other.
 
 A segment is "raw" when some of its text is not valid in the database's encoding, and always in a UTF-16 database, where
-SQLite's way to UTF-8 makes the same of different invalid text. Then all TEXT is written as bin, in the database's
-encoding, and each row ends with one more str that names the storage classes of its columns (i, r, t, b, n).
+SQLite's way to UTF-8 makes the same of different invalid text. So are segments of tables with long values: Python would
+decode their text only to encode it again. Each segment says in its record whether it is raw. In a raw one all TEXT is
+written as bin, in the database's encoding, and each row ends with one more str that names the storage classes of its
+columns (i, r, t, b, n).
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class RowSource:
     primary: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SegmentTask:
     """A segment to read: rows with low < rowid <= high. `longest`: bytes that its longest row has at most."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from crmbackup.core.errors import SourceEmpty
 from crmbackup.core.events import Emit
 from crmbackup.engines.base import Parent, SourceEngine, Workers
 from crmbackup.engines.sqlite.connection import (
+    ENGINE_VERSION,
     begin_read,
     check_magic,
     look_at,
@@ -52,6 +53,9 @@ class SqliteSource(SourceEngine):
                 hint="check source.path; a new, empty database is no CRM",
             )
         return jobs
+
+    def programs(self, *, drills: bool) -> Sequence[str]:
+        return (ENGINE_VERSION,)
 
     @contextmanager
     def open_snapshot(

@@ -10,16 +10,19 @@ import secrets
 import shutil
 import stat
 import threading
-from collections import defaultdict
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from crmbackup.core.errors import DiskFull, LocalError, TargetExists, VerificationFailed
 from crmbackup.core.files import local_error, sync_directory
+from crmbackup.engines.ahead import begun_ahead
 from crmbackup.engines.base import Restore, Workers
-from crmbackup.engines.sqlite.pages import block_hashes, decode_layout, image_digest
+from crmbackup.engines.sqlite.pages import Extents, block_hashes, decode_layout, image_digest
 
 #: Files that belong to a database of that name; a stale one would corrupt the restored file.
 SIDE_FILES = ("-wal", "-shm", "-journal")
@@ -58,6 +61,33 @@ def place(placement: object, data: bytes) -> int:
     except OSError as error:
         raise local_error(error, f"write {placement.file}") from error
     return written
+
+
+class _Placements(Mapping[int, Placement]):
+    """Where each chunk goes, put together when it is asked for."""
+
+    def __init__(self, extents: Extents, page_size: int, file: Path) -> None:
+        self._extents = extents
+        self._page_size = page_size
+        self._file = file
+        self._by_chunk = array("I", sorted(range(len(extents)), key=extents.chunk))
+
+    def __iter__(self) -> Iterator[int]:
+        return (chunk for chunk, _ in groupby(map(self._extents.chunk, self._by_chunk)))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __getitem__(self, chunk: int) -> Placement:
+        size, pieces = self._page_size, []
+        for place in range(bisect_left(self._by_chunk, chunk, key=self._extents.chunk), len(self._by_chunk)):
+            extent = self._extents[self._by_chunk[place]]
+            if extent.chunk != chunk:
+                break
+            pieces.append((extent.start * size, extent.length * size, (extent.first - 1) * size))
+        if not pieces:
+            raise KeyError(chunk)
+        return Placement(self._file, tuple(pieces))
 
 
 class SqliteRestore(Restore):
@@ -100,11 +130,7 @@ class SqliteRestore(Restore):
             pass  # better said before everything is fetched
 
     def stages(self) -> Iterator[Mapping[int, Placement]]:
-        pieces: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-        size = self._page_size
-        for extent in self._extents:
-            pieces[extent.chunk].append((extent.start * size, extent.length * size, (extent.first - 1) * size))
-        yield {chunk: Placement(self._file, tuple(found)) for chunk, found in pieces.items()}
+        yield _Placements(self._extents, self._page_size, self._file)
 
     @property
     def place(self) -> Callable[[object, bytes], object]:
@@ -191,8 +217,8 @@ def _remove_leftovers(target: Path) -> None:
 
 def file_digest(path: Path, size: int, workers: Workers) -> str:
     """The image digest of a database file of `size` bytes, read back from the disk's cache by all workers."""
-    parts = [workers.submit(_read_back, path, start, min(_READ, size - start)) for start in range(0, size, _READ)]
-    return image_digest(b"".join(part.result() for part in parts))
+    parts = (workers.submit(_read_back, path, start, min(_READ, size - start)) for start in range(0, size, _READ))
+    return image_digest(part.result() for part in begun_ahead(parts, workers))
 
 
 def _read_back(path: Path, start: int, length: int) -> bytes:

@@ -5,22 +5,23 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from itertools import chain
 from pathlib import Path
 
 from crmbackup.core.clock import Clock
 from crmbackup.core.errors import SourceEmpty
 from crmbackup.core.events import Emit, PhaseEnded, PhaseStarted, Progress, Warned
+from crmbackup.engines.ahead import begun_ahead
 from crmbackup.engines.base import Image, Parent, Snapshot, SourceInfo, TableRecord, Workers
 from crmbackup.engines.sqlite.connection import ENGINE_VERSION
 from crmbackup.engines.sqlite.joining import Moment
+from crmbackup.engines.sqlite.pagelists import PageList, PageListWriter, PageMarks
 from crmbackup.engines.sqlite.pages import (
-    BLOCK_HASH_SIZE,
     BLOCK_SIZE,
     PAGE_HASH_SIZE,
     Extent,
     decode_layout,
     encode_layout,
-    image_digest,
     renumber,
     replace,
     runs,
@@ -35,7 +36,7 @@ from crmbackup.engines.sqlite.reader import (
     scan,
 )
 from crmbackup.engines.sqlite.schema import Contents, read_contents
-from crmbackup.engines.sqlite.state import ParentState, StateLost, StateWriter
+from crmbackup.engines.sqlite.state import SCRATCH, ParentState, StateLost, StateWriter
 from crmbackup.engines.sqlite.tables import TableReader
 
 CHUNK_BYTES = 1024 * 1024
@@ -69,14 +70,13 @@ class SqliteSnapshot(Snapshot):
         self._old = self._usable(parent)
         # Chunks are numbered behind the parent's only when there is one to build on.
         self._parent = parent if self._old else None
+        self._state = state
         self._writer = StateWriter(state)
-        block_count = -(-self._page_count * self._page_size // BLOCK_SIZE)
-        self._blocks = bytearray(block_count * BLOCK_HASH_SIZE)
-        self._plan: list[PageSlice | ChangedPages] = []
-        self._chunks: dict[int, int] = {}
+        self._changed: PageList | None = None
+        self._chunks = array("I")
         self._read_size = self._page_count * self._page_size
         self._tables: TableReader | None = None
-        self._tables_size = 0
+        self._tables_size: int | None = None
         self.info = self._describe(moment)
 
     def _read_contents(self) -> Contents | None:
@@ -121,98 +121,101 @@ class SqliteSnapshot(Snapshot):
         return self._read_size
 
     def slices(self) -> Iterator[PageSlice | ChangedPages]:
-        changed: bytearray | None = None
+        marks: PageMarks | None = None
         if self._old:
-            pages = self._scan(self._old)
-            changed = bytearray(self._page_count + 1)
-            for page in pages:
-                changed[page] = 1
-            self._plan = list(self._changed_slices(pages))
-            self._read_size = len(pages) * self._page_size
-        else:
-            self._plan = list(self._all_slices())
-        self._start_tables(changed)
-        yield from self._plan
+            marks = PageMarks(self._page_count)
+            self._changed = self._scan(self._old, marks)
+            self._read_size = self._changed.count * self._page_size
+        self._chunks = array("I", [0]) * -(-self._pages_to_ship // self._step)
+        self._start_tables(marks)
+        for number in range(len(self._chunks)):
+            # Reading all rows is half of the work: it must be under way while pages are shipped. But pages need not wait
+            # until the b-trees were looked at.
+            if self._tables_size is None and self._tables and self._tables.structures_known():
+                self._tables_size = self._tables.start_segments()
+            yield self._slice(number)
 
-    def _start_tables(self, changed: bytearray | None) -> None:
+    @property
+    def _step(self) -> int:
+        """Pages of a slice."""
+        return CHUNK_BYTES // self._page_size
+
+    @property
+    def _pages_to_ship(self) -> int:
+        return self._page_count if self._changed is None else self._changed.count
+
+    def _start_tables(self, changed: PageMarks | None) -> None:
         if self._contents is None:
             return
-        self._tables = TableReader(self._workers, self._source, self._contents, self._page_size)
+        self._tables = TableReader(self._workers, self._source, self._contents, self._page_size, self._state)
         if self._checksums == "tables":
             self._tables.start_structures(self._old.tables if self._old else {}, changed)
-            if not self._old:
-                # Reading all rows is half of the work: it must be under way while pages are shipped. What changed is
-                # little, and shipping it need not wait until the b-trees were looked at.
-                self._tables_size = self._tables.start_segments()
         else:
             self._tables.start_counts()
 
-    def _all_slices(self) -> Iterator[PageSlice]:
-        step = CHUNK_BYTES // self._page_size
-        for first in range(1, self._page_count + 1, step):
-            count = min(step, self._page_count - first + 1)
-            yield PageSlice(self._source, first, count, self._page_size, self._page_key)
+    def _slice(self, number: int) -> PageSlice | ChangedPages:
+        start = number * self._step
+        if self._changed is None:
+            count = min(self._step, self._page_count - start)
+            return PageSlice(self._source, start + 1, count, self._page_size, self._page_key)
+        pages = chain.from_iterable(self._changed.part(start, self._step).pieces())
+        return ChangedPages(self._source, tuple(runs(pages)), self._page_size)
 
-    def _changed_slices(self, pages: Sequence[int]) -> Iterator[ChangedPages]:
-        step = CHUNK_BYTES // self._page_size
-        for start in range(0, len(pages), step):
-            yield ChangedPages(self._source, tuple(runs(pages[start : start + step])), self._page_size)
-
-    def _scan(self, old: ParentState) -> array[int]:
-        """Compare every page with the parent's; gives the pages that differ."""
+    def _scan(self, old: ParentState, marks: PageMarks) -> PageList:
+        """Compare every page with the parent's; gives the pages that differ, and marks them."""
         began = self._clock.monotonic()
         self._emit(PhaseStarted("scan", self._read_size))
         step = SCAN_BYTES // self._page_size
-        pending: list[tuple[ScanRange, Future[ScanResult]]] = []
-        for first in range(1, self._page_count + 1, step):
+
+        def begin(first: int) -> tuple[ScanRange, Future[ScanResult]]:
             count = min(step, self._page_count - first + 1)
             task = ScanRange(self._source, first, count, self._page_size, self._page_key, old.blocks, old.pages)
-            pending.append((task, self._workers.submit(scan, task)))
+            return task, self._workers.submit(scan, task)
+
         self._writer.begin_with(old)
-        changed = array("I")
-        for task, future in pending:
-            result = future.result()
-            self._put_blocks(task.first, result.blocks)
-            position = 0
-            for first, count in runs(result.changed):
-                self._writer.put_pages(first, result.page_hashes[position : position + count * PAGE_HASH_SIZE])
-                position += count * PAGE_HASH_SIZE
-            changed.extend(result.changed)
-            self._emit(Progress("scan", task.count * self._page_size))
+        with PageListWriter(self._state / SCRATCH.format("changed")) as changed:
+            for task, future in begun_ahead(map(begin, range(1, self._page_count + 1, step)), self._workers):
+                result = future.result()
+                self._put_blocks(task.first, result.blocks)
+                position = 0
+                for first, count in runs(result.changed):
+                    self._writer.put_pages(first, result.page_hashes[position : position + count * PAGE_HASH_SIZE])
+                    position += count * PAGE_HASH_SIZE
+                changed.add(result.changed)
+                marks.add(result.changed)
+                self._emit(Progress("scan", task.count * self._page_size))
         self._emit(PhaseEnded("scan", self._clock.monotonic() - began))
-        return changed
+        return changed.since(0)
 
     def _put_blocks(self, first_page: int, hashes: bytes) -> None:
-        start = (first_page - 1) * self._page_size // BLOCK_SIZE * BLOCK_HASH_SIZE
-        self._blocks[start : start + len(hashes)] = hashes
+        self._writer.put_blocks((first_page - 1) * self._page_size // BLOCK_SIZE, hashes)
 
     def shipped(self, number: int, chunks: Sequence[tuple[int, object]]) -> None:
-        item = self._plan[number]
         ((self._chunks[number], facts),) = chunks
-        if isinstance(item, PageSlice):
+        if self._changed is None:
             assert isinstance(facts, PageFacts)
-            self._writer.put_pages(item.first, facts.pages)
-            self._put_blocks(item.first, facts.blocks)
+            first = number * self._step + 1
+            self._writer.put_pages(first, facts.pages)
+            self._put_blocks(first, facts.blocks)
+
+    def _new_extents(self) -> Iterator[Extent]:
+        for number, chunk in enumerate(self._chunks):
+            item = self._slice(number)
+            position = 0
+            for first, count in item.runs if isinstance(item, ChangedPages) else [(item.first, item.count)]:
+                yield Extent(first, count, chunk, position)
+                position += count
 
     def finish(self) -> Image:
-        new: list[Extent] = []
-        for number, item in enumerate(self._plan):
-            if isinstance(item, PageSlice):
-                new.append(Extent(item.first, item.count, self._chunks[number], 0))
-                continue
-            position = 0
-            for first, count in item.runs:
-                new.append(Extent(first, count, self._chunks[number], position))
-                position += count
-        old = decode_layout(self._parent.layout)[0] if self._parent and self._old else []
-        extents, chunks = renumber(replace(old, new, self._page_count))
+        old = decode_layout(self._parent.layout)[0] if self._parent and self._old else ()
+        extents, chunks = renumber(replace(old, self._new_extents(), self._page_count))
         records, omitted = self._finish_tables()
         states = self._tables.states() if self._tables else {}
-        self._writer.save(self._page_size, self._page_count, bytes(self._blocks), states)
+        digest = self._writer.save(self._page_size, self._page_count, states)
         return Image(
             layout=encode_layout(extents, self._page_size, self._page_count),
             chunks=chunks,
-            digest=image_digest(bytes(self._blocks)),
+            digest=digest,
             tables=records,
             not_covered=omitted,
         )
@@ -221,7 +224,7 @@ class SqliteSnapshot(Snapshot):
         if self._tables is None:
             return [], [("all tables", "the database is encrypted: only its pages are covered")]
         began = self._clock.monotonic()
-        if self._old:
+        if self._tables_size is None:
             self._tables_size = self._tables.start_segments()
         self._emit(PhaseStarted("tables", self._tables_size or None))
         records = self._tables.finish(lambda size: self._emit(Progress("tables", size)))

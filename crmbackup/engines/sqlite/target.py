@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from crmbackup.engines.base import (
 )
 from crmbackup.engines.sqlite.connection import ENGINE_VERSION
 from crmbackup.engines.sqlite.restore import SqliteRestore
+from crmbackup.engines.sqlite.touched import touched
 from crmbackup.engines.sqlite.verify import query, verify
 
 
@@ -30,13 +32,18 @@ class SqliteTargetEngine(TargetEngine):
     """Database files that are rebuilt whole."""
 
     def target(self, address: str, options: RestoreOptions) -> SqliteTarget:
-        if options.tables or options.content != "all" or options.create or options.roles != "restore":
+        if replace(options, overwrite=False) != RestoreOptions():
             raise UsageError(
                 "SQLite databases come back as whole files",
-                why="--table, --schema-only, --data-only, --create and --roles are for database servers",
+                why="--table, --schema-only, --data-only, --create, --roles and --foreign-keys are for database servers",
                 hint="restore to a new file and copy from there what you need, with sqlite3 and ATTACH",
             )
         return SqliteTarget(Path(address), overwrite=options.overwrite)
+
+    def touched(
+        self, layout: Mapping[str, Any], damaged: Collection[int], read: Callable[[int], bytes | None]
+    ) -> Sequence[str]:
+        return touched(layout, damaged, read)
 
     @contextmanager
     def isolated(

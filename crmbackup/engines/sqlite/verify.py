@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import apsw
 
 from crmbackup.core.errors import SourceError
 from crmbackup.core.events import Emit, PhaseStarted, Progress
+from crmbackup.engines.ahead import begun_ahead
 from crmbackup.engines.base import CheckOutcome, Segment, TableRecord, Verification, Workers
 from crmbackup.engines.sqlite import reader
 from crmbackup.engines.sqlite.checksums import SegmentTask, digest_segments
@@ -30,6 +32,7 @@ from crmbackup.engines.sqlite.tables import (
 _FINDINGS = 20
 #: How many segments one task reads, so that progress moves and all workers stay busy.
 _SEGMENTS = 16
+_Group = list[tuple[Table, SegmentTask]]
 #: How long a restored database, which nobody else uses, may be busy.
 _BUSY_SECONDS = 5.0
 
@@ -74,23 +77,28 @@ class _Tables:
         return [records.get(table.name) or record_without_rows(table) for table in self._found.tables]
 
     def _summed(self, tables: Sequence[Table]) -> Iterator[TableRecord]:
-        tasks: list[tuple[Table, SegmentTask]] = []
-        for table, longest in self._longest(tables):
-            assert table.rows is not None
-            record = self._expected.get(table.name)
-            whole = Segment(None, None, 0, "", raw=not self._found.exact_text)
-            segments = (record.segments if record else ()) or (whole,)
-            tasks += [(table, SegmentTask(table.rows, s.low, s.high, longest, s.raw)) for s in segments]
-        groups = [tasks[start : start + _SEGMENTS] for start in range(0, len(tasks), _SEGMENTS)]
-        futures = [self._workers.submit(digest_segments, self._target, [task for _, task in group]) for group in groups]
         outcomes: dict[str, list[Segment | SourceError]] = {table.name: [] for table in tables}
-        for group, future in zip(groups, futures, strict=True):
+        for group, future in begun_ahead(self._digests(tables), self._workers):
             for (table, _), outcome in zip(group, future.result(), strict=True):
                 outcomes[table.name].append(outcome)
         for table in tables:
             failures = [outcome for outcome in outcomes[table.name] if isinstance(outcome, SourceError)]
             done = [outcome for outcome in outcomes[table.name] if isinstance(outcome, Segment)]
             yield record_of_failure(table, failures[0]) if failures else record_of_segments(table, done)
+
+    def _digests(self, tables: Sequence[Table]) -> Iterator[tuple[_Group, Future[list[Segment | SourceError]]]]:
+        """Read some segments, each time it is asked."""
+        tasks = self._tasks(tables)
+        while group := list(islice(tasks, _SEGMENTS)):
+            yield group, self._workers.submit(digest_segments, self._target, [task for _, task in group])
+
+    def _tasks(self, tables: Sequence[Table]) -> Iterator[tuple[Table, SegmentTask]]:
+        for table, longest in list(self._longest(tables)):
+            assert table.rows is not None
+            record = self._expected.get(table.name)
+            whole = Segment(None, None, 0, "", raw=not self._found.exact_text)
+            for s in (record.segments if record else ()) or (whole,):
+                yield table, SegmentTask(table.rows, s.low, s.high, longest, s.raw)
 
     def _longest(self, tables: Sequence[Table]) -> Iterator[tuple[Table, int]]:
         groups = list(share_out(tables, self._workers))

@@ -33,7 +33,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Final
 
-from crmbackup.core.clock import Clock, to_text
+from crmbackup.core.clock import Clock, Stopwatch, to_text
 from crmbackup.core.errors import ObjectExists, ObjectNotFound, StorageDenied, StorageError, StorageUnavailable
 from crmbackup.storage.base import Capabilities, ObjectInfo, Storage, check_key
 from crmbackup.storage.wrappers.passing import Passing
@@ -72,7 +72,7 @@ class Claiming(Passing):
         shown = prefix.startswith(CLAIMS)
         return (info for info in self._inner.list(prefix) if shown or not info.key.startswith(CLAIMS))
 
-    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+    def put(self, key: str, data: bytes | bytearray, *, if_absent: bool = False) -> None:
         check_key(key)
         if not if_absent:
             self._inner.put(key, data)
@@ -82,7 +82,7 @@ class Claiming(Passing):
         for number in range(1, _ROUNDS + 1):
             claim = f"{group}{secrets.token_hex(16)}"
             mine.add(claim)
-            started = _Started(self._clock)
+            started = Stopwatch(self._clock)
             self._inner.put(claim, b"claim\n")
             other = self._other_claim(group, claim, mine)
             if other is None:
@@ -114,12 +114,12 @@ class Claiming(Passing):
                 live = info
         return live
 
-    def _put_alone(self, key: str, data: bytes, claim: str, started: _Started) -> None:
+    def _put_alone(self, key: str, data: bytes | bytearray, claim: str, started: Stopwatch) -> None:
         """Steps 3 and 4. Should the put itself fail, the claim stays: the object may still appear."""
         try:
             if self._is_there(key):
                 raise self._exists(key)
-            if started.seconds_ago() > MARGIN_SECONDS:
+            if started.seconds() > MARGIN_SECONDS:
                 raise StorageUnavailable(
                     f"cannot write {key} to {self.location}",
                     why="the claim on it grew too old, as if this machine had been suspended",
@@ -158,16 +158,3 @@ class Claiming(Passing):
             why=f"another writer's claim stands in the way; if that writer died, it is ignored from {ignored_from} on",
             hint="let the other run end, then try again",
         )
-
-
-class _Started:
-    """A moment to measure from, by the clock that ran further: the monotonic one stops while a machine sleeps."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._monotonic = clock.monotonic()
-        self._wall = clock.now()
-
-    def seconds_ago(self) -> float:
-        """Seconds since it was made."""
-        return max(self._clock.monotonic() - self._monotonic, (self._clock.now() - self._wall).total_seconds())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 
 from crmbackup.storage.base import Capabilities, ObjectInfo, Storage
 
@@ -21,7 +22,7 @@ class Passing(Storage):
     def capabilities(self) -> Capabilities:
         return self._inner.capabilities
 
-    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+    def put(self, key: str, data: bytes | bytearray, *, if_absent: bool = False) -> None:
         self._inner.put(key, data, if_absent=if_absent)
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -35,6 +36,9 @@ class Passing(Storage):
 
     def delete(self, key: str) -> None:
         self._inner.delete(key)
+
+    def kept_until(self, key: str) -> datetime | None:
+        return self._inner.kept_until(key)
 
     def close(self) -> None:
         self._inner.close()

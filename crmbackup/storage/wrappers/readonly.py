@@ -9,7 +9,7 @@ from crmbackup.storage.wrappers.passing import Passing
 class ReadOnly(Passing):
     """Reads pass; put and delete raise StorageDenied."""
 
-    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+    def put(self, key: str, data: bytes | bytearray, *, if_absent: bool = False) -> None:
         raise self._refused("write", key)
 
     def delete(self, key: str) -> None:

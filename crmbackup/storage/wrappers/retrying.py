@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import TypeVar
 
 from crmbackup.core.clock import Clock
@@ -52,7 +53,7 @@ class Retrying(Passing):
         self._cap = cap
         self._rng = rng or random.SystemRandom()
 
-    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+    def put(self, key: str, data: bytes | bytearray, *, if_absent: bool = False) -> None:
         failures = 0
         while True:
             try:
@@ -67,7 +68,7 @@ class Retrying(Passing):
             else:
                 return
 
-    def _is_ours(self, key: str, data: bytes) -> bool:
+    def _is_ours(self, key: str, data: bytes | bytearray) -> bool:
         """Whether the stored object is what we wrote. Not being allowed to look, or finding none, is no."""
         try:
             return self.get(key) == data
@@ -99,6 +100,9 @@ class Retrying(Passing):
 
     def delete(self, key: str) -> None:
         self._repeat(lambda: self._inner.delete(key))
+
+    def kept_until(self, key: str) -> datetime | None:
+        return self._repeat(lambda: self._inner.kept_until(key))
 
     def _repeat(self, call: Callable[[], T]) -> T:
         failures = 0

@@ -29,7 +29,7 @@ class Throttled(Passing):
         self._lock = threading.Lock()
         self._free_at = clock.monotonic()
 
-    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+    def put(self, key: str, data: bytes | bytearray, *, if_absent: bool = False) -> None:
         with self._lock:
             now = self._clock.monotonic()
             start = max(now, self._free_at)

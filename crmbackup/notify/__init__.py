@@ -1,0 +1,1 @@
+"""Telling of runs: messages, pings, metrics, and what was told already. Knows nothing of policies and repositories."""
