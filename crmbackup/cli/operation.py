@@ -44,6 +44,8 @@ class Operation:
         self.run_id = host.auditor.new_run()
         self.started: datetime = host.clock.now()
         self._began = host.clock.monotonic()
+        #: Not of a run whose end nobody saw.
+        self.seconds_known = True
         self._log = RunLog(
             _sinks(loaded.policy if loaded else None),
             loaded.policy.log.format if loaded and loaded.policy.log else "text",
@@ -135,12 +137,15 @@ class Operation:
             self._telling.end(self, known, code, hurry=hurry)
 
     @property
-    def seconds(self) -> float:
-        """How long it has taken so far."""
-        return self._host.clock.monotonic() - self._began
+    def seconds(self) -> float | None:
+        """How long it has taken so far, where that is known."""
+        return self._host.clock.monotonic() - self._began if self.seconds_known else None
 
     def _log_end(self, known: CrmBackupError | None, code: int) -> None:
-        data: dict[str, Any] = {"exit_code": code, "seconds": round(self.seconds, 3)}
+        seconds = self.seconds
+        data: dict[str, Any] = {"exit_code": code}
+        if seconds is not None:
+            data["seconds"] = round(seconds, 3)
         if self.snapshot_id:
             data["snapshot_id"] = self.snapshot_id
         if known:
@@ -148,7 +153,7 @@ class Operation:
             self._log.line("error", "end", f"{self.action} failed: {known}", **data, **more)
         else:
             said = f", snapshot {self.snapshot_id}" if self.snapshot_id else ""
-            self._log.line("info", "end", f"{self.action} done in {self.seconds:.1f} s{said}", **data)
+            self._log.line("info", "end", f"{self.action} done in {seconds:.1f} s{said}", **data)
 
     def _hook(self, when: str, error_code: str, code: int) -> None:
         if self._loaded is None:
@@ -209,8 +214,15 @@ def operation(host: Wiring, loaded: LoadedPolicy | None, action: str, emit: Emit
         host.auditor.emit = before
 
 
-def end_of_dead(host: Wiring, loaded: LoadedPolicy, action: str, emit: Emit, error: CrmBackupError) -> None:
-    """Hook, log, messages, pings and metrics at the end of a run that was killed before it came to them."""
+def end_of_dead(
+    host: Wiring, loaded: LoadedPolicy, action: str, emit: Emit, began: datetime, error: CrmBackupError
+) -> None:
+    """Catalog, hook, log, messages, pings and metrics at the end of a run that was killed before it came to them."""
+    from crmbackup.cli import history
+
     run = Operation(host, loaded, action, emit)
+    run.started, run.seconds_known = began, False
     run.stand_in()
+    if action == "backup":
+        history.record_failure(host, loaded, None, action, None, began, error, run.emit)
     run.end(error)

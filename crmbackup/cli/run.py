@@ -189,11 +189,11 @@ class _Attempt:
             return Outcome(known, answered=verdict and action != "backup")
         return Outcome()
 
-    def died(self, action: str, error: CrmBackupError, tell: Callable[[object], None]) -> None:
+    def died(self, action: str, error: CrmBackupError, began: datetime, tell: Callable[[object], None]) -> None:
         """What the end of an attempt does, for one that died before its end."""
         from crmbackup.cli.operation import end_of_dead
 
-        end_of_dead(self.host, self.loaded, action, _TaskShow(tell).event, error)
+        end_of_dead(self.host, self.loaded, action, _TaskShow(tell).event, began, error)
 
 
 @dataclass(frozen=True)

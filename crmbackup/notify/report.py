@@ -26,7 +26,8 @@ class RunReport:
     """One run that is over.
 
     policy, action: as in "crm", "backup". place: the repository's address. error: code, text and hint, empty where all
-    went well. warnings: code and text of each. details: what else there is to say, label and text. All moments aware.
+    went well. seconds: None when nobody saw its end. warnings: code and text of each. details: what else there is to say,
+    label and text. All moments aware.
     """
 
     policy: str
@@ -35,7 +36,7 @@ class RunReport:
     host: str
     place: str
     started: datetime
-    seconds: float
+    seconds: float | None
     outcome: Outcome
     exit_code: int = 0
     error_code: str = ""
@@ -83,7 +84,7 @@ def body(report: RunReport, past: Past, audit_head: str) -> str:
         lines.append((label, f"{_ago(past.failing_since, report.started)}, {runs}"))
     lines += report.details
     lines += [
-        ("Started", f"{report.started:%Y-%m-%d %H:%M:%S} UTC, took {_span(report.seconds)}"),
+        ("Started", f"{report.started:%Y-%m-%d %H:%M:%S} UTC" + _took(report.seconds)),
         ("Host", report.host),
         ("Repository", report.place),
     ]
@@ -104,8 +105,10 @@ def _indented(text: str, width: int) -> str:
     return text.replace("\n", "\n" + " " * width)
 
 
-def _span(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
+def _took(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return ", took " + (f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds))))
 
 
 def _ago(moment: datetime, now: datetime) -> str:

@@ -96,14 +96,14 @@ Hear = Callable[[Message], None]
 @dataclass(frozen=True)
 class Job:
     """One policy. attempt: runs an action for the keys that are due, raises nothing. died: tells of an attempt that died,
-    raises nothing. code: of an error, for the record.
+    with the moment at which it began, raises nothing. code: of an error, for the record.
     """
 
     policy: str
     schedule: Schedule
     state: ScheduleState
     attempt: Callable[[str, tuple[str, ...], Callable[[object], None]], Outcome]
-    died: Callable[[str, CrmBackupError, Callable[[object], None]], None]
+    died: Callable[[str, CrmBackupError, datetime, Callable[[object], None]], None]
     code: Callable[[CrmBackupError], int]
 
 
@@ -288,7 +288,7 @@ def _note_death(job: Job, action: str, record: Record, tell: Hear) -> tuple[CrmB
         why="its process was killed, perhaps for lack of memory, or the machine stopped",
         hint="look into the kernel's log (dmesg); fewer limits.jobs need less memory",
     )
-    job.died(action, error, _teller(job, action, tell))
+    job.died(action, error, record.started, _teller(job, action, tell))
     # It is tried again as if it had been told at once, however long nobody looked.
     record = ended(record, (), record.started, **_noted(job, error), answered=False)
     job.state.write(action, record)

@@ -57,9 +57,9 @@ class Site:
             answered = isinstance(error, VerificationFailed)
             return Outcome(error, answered) if isinstance(error, CrmBackupError) else Outcome()
 
-        def died(action: str, error: CrmBackupError, tell: Callable[[object], None]) -> None:
+        def died(action: str, error: CrmBackupError, began: datetime, tell: Callable[[object], None]) -> None:
             with (self.root / "dead").open("a") as stream:
-                stream.write(f"{policy} {action}: {error.what}\n")
+                stream.write(f"{policy} {action} of {began:%H:%M}: {error.what}\n")
 
         self.jobs.append(Job(policy, schedule, state, attempt, died, exit_code))
         return state
@@ -145,7 +145,7 @@ def test_a_process_that_is_killed_counts_as_a_failure_and_is_told(site: Site) ->
     site.due()
     assert failures(site.run()) == {("crm", "backup"): "local"}
     assert sorted(site.order) == ["crm backup", "good backup"]
-    assert site.dead == ["crm backup: the backup that began on 2026-05-05 at 13:20 UTC died"]
+    assert site.dead == ["crm backup of 13:20: the backup that began on 2026-05-05 at 13:20 UTC died"]
     record = state.read("backup")
     assert record is not None
     assert (record.died, record.failures, record.exit_code) == (False, 1, 9)
@@ -163,7 +163,7 @@ def test_what_died_with_its_machine_is_told_and_tried_again_by_the_next(site: Si
     state.write("backup", begun(record, site.clock.now()))
     site.clock.advance(3 * 3600)
     assert failures(site.run()) == {("crm", "backup"): "local"}
-    assert site.dead == ["crm backup: the backup that began on 2026-05-05 at 13:20 UTC died"]
+    assert site.dead == ["crm backup of 13:20: the backup that began on 2026-05-05 at 13:20 UTC died"]
     assert site.order == ["crm backup"]
     record = state.read("backup")
     assert record is not None

@@ -145,6 +145,10 @@ def a_week_without_storage(month: Month) -> None:
     assert not month.deadly.exists()
     left = month.journal.entries()[-1]
     assert (left.what, left.key[:6]) == ("put", "packs/")
+    with closing(month.host.catalog(month.loaded)) as catalog:
+        (killed,) = catalog.runs("crm", limit=1)
+    assert (killed.outcome, killed.error_code) == ("failed", "local")
+    assert timedelta(0) <= killed.started_at - month.at(1, 4, 14, 30) < timedelta(minutes=1)
     month.crm.work()
     month.recovers("backup")
     assert left.key[-64:] not in month.newest().packs

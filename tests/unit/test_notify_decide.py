@@ -149,6 +149,8 @@ def test_a_message_says_what_one_asks_first() -> None:
     assert "none is known" in body(BAD, Past(), "")
     assert title(GOOD, "recovery") == "crmbackup crm: backup works again"
     assert "Had failed" in body(GOOD, past, "")
+    assert ", took " in body(GOOD, past, "")
+    assert ", took " not in body(replace(BAD, seconds=None), past, "")  # it was killed: nobody knows
     assert title(WARNED, "warning") == "crmbackup crm: backup done, with warnings (full-instead)"
     assert title(replace(BAD, action="drill"), "drill") == "crmbackup crm: drill FAILED"
     assert title(replace(GOOD, action="drill"), "drill") == "crmbackup crm: drill passed"
