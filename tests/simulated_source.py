@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,17 @@ from crmbackup.engines.base import Image, Parent, Slice, SliceData, Snapshot, So
 from crmbackup.operations.shipping import BATCH_BYTES, prepare
 
 
+class InlineExecutor(Executor):
+    """Runs what it is given at once, in this thread. What that raises comes from `submit`, a crash of its host too."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(work(*args, **named))
+        return done
+
+
 class InlineWorkers:
-    """Runs what it is given at once, in this process."""
+    """Runs what it is given at once, in this process; uploads too."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -30,14 +39,13 @@ class InlineWorkers:
 
     def each(self, work: Callable[..., Any], /, *args: object) -> list[Any]:
         if work is prepare:
-            self._context = args
-        return [work(*args)]
+            self._context = (*args, InlineExecutor)
+            return [prepare(*self._context)]  # type: ignore[arg-type,func-returns-value]
+        return [self.submit(work, *args).result()]
 
     def submit(self, work: Callable[..., Any], /, *args: object) -> Future[Any]:
         prepare(*self._context)  # type: ignore[arg-type]  # several hosts share this process
-        done: Future[Any] = Future()
-        done.set_result(work(*args))
-        return done
+        return InlineExecutor().submit(work, *args)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -22,6 +22,7 @@ import apsw
 from crmbackup.core.clock import SystemClock
 from crmbackup.core.errors import CrmBackupError
 from crmbackup.core.events import Emit, discard
+from crmbackup.engines.base import Workers
 from crmbackup.engines.sqlite.engine import SqliteSource
 from crmbackup.engines.sqlite.reader import Source
 from crmbackup.engines.sqlite.target import SqliteTarget, SqliteTargetEngine
@@ -30,6 +31,7 @@ from crmbackup.operations.check import CheckResult, run_check
 from crmbackup.operations.restore import RestoreResult, plan_restore, run_restore
 from crmbackup.operations.shipping import StorageSpec
 from crmbackup.operations.state import PolicyState
+from crmbackup.operations.workers import ProcessWorkers
 from crmbackup.repository.identity import Identity
 from crmbackup.repository.manifest import ManifestHeader
 from crmbackup.repository.repository import Pin, Repository
@@ -150,6 +152,7 @@ class Site:
         emit: Emit = discard,
         jobs: int = 1,
         damaged: Collection[str] = (),
+        make_workers: Callable[[int], AbstractContextManager[Workers]] = ProcessWorkers,
     ) -> BackupResult:
         """One locked run, without the identity, as on a host."""
         storage = storage or self.spec
@@ -172,6 +175,7 @@ class Site:
             clock=SystemClock(),
             emit=emit,
             damaged=damaged,
+            make_workers=make_workers,
         )
         with closing(repository.storage), state.locked():
             return run_backup(job)

@@ -16,8 +16,9 @@ from crmbackup.core.errors import LocalError, SourceShrank
 from crmbackup.core.events import Emit, Notice, PhaseEnded, PhaseStarted, Progress, Warned
 from crmbackup.engines.base import Image, Parent, Slice, Snapshot, SourceEngine, Workers
 from crmbackup.operations.manifests import total_rows, write_body
-from crmbackup.operations.shipping import BATCH_BYTES, BatchResult, ShipContext, StorageSpec, prepare, ship
+from crmbackup.operations.shipping import BATCH_BYTES, BatchResult, ShipContext, StorageSpec, prepare, settle, ship
 from crmbackup.operations.state import PolicyState, Remembered
+from crmbackup.operations.uploads import FilledPack
 from crmbackup.operations.workers import ProcessWorkers
 from crmbackup.repository.chunks import ChunkIndex, ChunkRef, ChunkTable, PackInfo
 from crmbackup.repository.manifest import ManifestHeader
@@ -119,6 +120,8 @@ def run_backup(job: BackupJob) -> BackupResult:
             shipped = _Shipped(job, len(remembered.chunks) if remembered else 0)
             shipped.ship_all(workers, snapshot)
             image = snapshot.finish()
+        # The source is let go by now: nobody there has to wait for the last uploads. Nothing is committed before them.
+        shipped.settle(workers)
         info = snapshot.info
     rows = total_rows(image.tables)
     _refuse_shrunken(job, "rows", rows, job_rows(job))
@@ -276,6 +279,17 @@ class _Shipped:
         if number:
             self._job.emit(PhaseEnded("ship", self._job.clock.monotonic() - began))
 
+    def settle(self, workers: Workers) -> None:
+        """Wait until all that was shipped is in storage. Raises what the upload of a pack failed with."""
+        for stored in workers.each(settle):
+            self._note(stored)
+
+    def _note(self, stored: Iterable[FilledPack]) -> None:
+        """Only packs that are in storage: what the next run finds there of a pack under way may not be durable yet."""
+        for pack, own in stored:
+            self.sizes[pack.pack_id] = pack.size
+            self._job.state.note_pack(pack, own)
+
     def _number(self, chunk: ChunkRef | int) -> int:
         """A chunk's, as the engine knows it; the parent's have theirs already."""
         if isinstance(chunk, int):
@@ -289,9 +303,7 @@ class _Shipped:
         for entry in [entry for entry in waiting if entry[1].done()]:
             waiting.remove(entry)
             first, result = entry[0], entry[1].result()
-            for pack, own in result.packs:
-                self.sizes[pack.pack_id] = pack.size
-                self._job.state.note_pack(pack, own)
+            self._note(result.stored)
             for offset, chunks in enumerate(result.slices):
                 snapshot.shipped(first + offset, [(self._number(chunk), facts) for chunk, facts in chunks])
             self.read += result.read

@@ -1,19 +1,21 @@
 """The worker's side: chunks into packs into storage, and back.
 
 `ship` and `unship` are functions of their arguments and of the context that `prepare` set once in this process; they
-share nothing with other workers.
+share nothing with other workers. `ship` leaves one thing behind: its last pack may still be on its way to storage while
+the worker goes on with its next task. `settle` waits for it, and nothing may be committed before every worker did that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
 
 from crmbackup.core.clock import SystemClock
 from crmbackup.core.errors import ObjectDamaged, ObjectNotFound, PackMissing
 from crmbackup.engines.base import ParentChunk, Slice
+from crmbackup.operations.uploads import FilledPack, Uploads, one_thread
 from crmbackup.repository.chunks import ChunkRef, PackInfo, chunk_id, pack_key
 from crmbackup.repository.identity import Identity
 from crmbackup.repository.pack import OpenPack, PackBuilder, check_pack_bytes
@@ -23,7 +25,8 @@ from crmbackup.storage.open import open_storage
 
 #: Bytes of slices in one batch at most, by their own estimate.
 BATCH_BYTES = 24 * 1024 * 1024
-#: Bytes in one pack before compression, as long as no single chunk is larger: bounds the memory of a worker.
+#: Bytes in one pack before compression, as long as no single chunk is larger: bounds the memory of a worker, which has
+#: one pack that is being built and one that is on its way.
 PACK_BYTES = 32 * 1024 * 1024
 
 
@@ -63,11 +66,14 @@ class ShipContext:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """One batch, shipped. packs: the new ones with what each holds. slices: for each, in order, its chunks and facts; a
-    number stands for a chunk of the parent. read in bytes.
+    """One batch, shipped. slices: for each, in order, its chunks and facts; a number stands for a chunk of the parent.
+    read in bytes.
+
+    stored: packs of this worker that are in storage now and that no earlier result told of. The last pack of this batch
+    may be missing: it is then told of by the next result of that worker, or by its `settle`.
     """
 
-    packs: tuple[tuple[PackInfo, tuple[ChunkRef, ...]], ...]
+    stored: tuple[FilledPack, ...]
     slices: tuple[tuple[tuple[ChunkRef | int, object], ...], ...]
     read: int
 
@@ -93,20 +99,42 @@ class PackRead:
 
 _context: ShipContext | UnshipContext | None = None
 _storage: Storage | None = None
+_uploads: Uploads | None = None
 
 
-def prepare(context: ShipContext | UnshipContext) -> None:
-    """Set the context of this worker and open its storage."""
-    global _context, _storage  # noqa: PLW0603 - how an initializer hands something to later tasks
-    _context = context
+def prepare(context: ShipContext | UnshipContext, make_executor: Callable[[], Executor] = one_thread) -> None:
+    """Set the context of this worker and open its storage. make_executor: gives what packs are uploaded in.
+
+    What is still on its way under an earlier context is waited for. Raises what that upload failed with.
+    """
+    global _context, _storage, _uploads  # noqa: PLW0603 - how an initializer hands something to later tasks
+    stored = _uploads.close() if _uploads else ()
+    _context, _uploads = context, None
     _storage = context.storage.open(read_only=isinstance(context, UnshipContext))
+    if isinstance(context, ShipContext):
+        _uploads = Uploads(_storage, make_executor(), stored)
+
+
+def settle() -> tuple[FilledPack, ...]:
+    """Wait until every pack that this worker shipped is in storage; gives those that no BatchResult told of.
+
+    Raises what an upload failed with.
+    """
+    assert _uploads is not None
+    _uploads.wait()
+    return _uploads.take_stored()
 
 
 def ship(slices: Sequence[Slice]) -> BatchResult:
-    """Read, hash, compress, encrypt and upload one batch: as one pack, or several where slices give more than that."""
-    context = _context
+    """Read, hash, compress, encrypt and upload one batch: as one pack, or several where slices give more than that.
+
+    The upload of a pack goes on while the next one is made, of this batch or another. Also raises what the last upload of
+    an earlier batch failed with.
+    """
+    context, uploads = _context, _uploads
     assert isinstance(context, ShipContext)
-    with _Shipping(context) as shipping:
+    assert uploads is not None
+    with _Shipping(context, uploads) as shipping:
         read = 0
         shipped: list[list[tuple[bytes | int, object]]] = []
         for item in slices:
@@ -120,23 +148,24 @@ def ship(slices: Sequence[Slice]) -> BatchResult:
                 read += len(data.payload)
         shipping.end_pack()
     located = tuple(tuple((shipping.place(found), facts) for found, facts in chunks) for chunks in shipped)
-    return BatchResult(tuple(shipping.packs), located, read)
+    return BatchResult(uploads.take_stored(), located, read)
 
 
 class _Shipping:
     """The packs of one batch. One chunk is compressed while the next is read: neither the source's server nor a core
-    waits for the other, and no more than these two are in memory.
+    waits for the other, and no more than these two are in memory. Beside them there are the pack that they go into and the
+    one before it, while that is uploaded, of up to PACK_BYTES each. A pack of one chunk that is larger is waited for.
     """
 
-    def __init__(self, context: ShipContext) -> None:
+    def __init__(self, context: ShipContext, uploads: Uploads) -> None:
         self._context = context
+        self._uploads = uploads
         self._aside = ThreadPoolExecutor(1)
         self._compressing: Future[None] | None = None
         self._builder: PackBuilder | None = None
         self._waiting = 0
         self._own: set[bytes] = set()
         self._found: dict[bytes, ChunkRef] = {}
-        self.packs: list[tuple[PackInfo, tuple[ChunkRef, ...]]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -149,7 +178,7 @@ class _Shipping:
         identifier = chunk_id(payload, self._context.chunk_key)
         if identifier in self._context.known or identifier in self._own:
             return identifier
-        self._settle()
+        self._end_chunk()
         if self._waiting and self._waiting + len(payload) > PACK_BYTES:
             self.end_pack()
         if self._builder is None:
@@ -160,25 +189,24 @@ class _Shipping:
         if len(payload) > PACK_BYTES:
             # A single row of that size: what is made of it is gone before the next one is read.
             self.end_pack()
+            self._uploads.wait()
         return identifier
 
-    def _settle(self) -> None:
+    def _end_chunk(self) -> None:
         """Wait for the chunk that is being compressed."""
         if self._compressing:
             self._compressing.result()
         self._compressing = None
 
     def end_pack(self) -> None:
-        """Upload the pack, if there is one."""
-        self._settle()
+        """Begin to upload the pack, if there is one."""
+        self._end_chunk()
         if self._builder is None:
             return
-        assert _storage is not None
         pack, content, chunks = self._builder.finish()
-        _storage.put(pack_key(pack.pack_id), content)
-        self._found.update((chunk.chunk_id, chunk) for chunk in chunks)
-        self.packs.append((pack, tuple(chunks)))
         self._builder, self._waiting = None, 0
+        self._found.update((chunk.chunk_id, chunk) for chunk in chunks)
+        self._uploads.begin((pack, tuple(chunks)), content)
 
     def place(self, identifier: bytes | int) -> ChunkRef | int:
         """Where a chunk lies; the parent's number of one that is there."""
