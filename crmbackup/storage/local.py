@@ -33,7 +33,7 @@ from crmbackup.core.errors import (
     StorageUnavailable,
     UsageError,
 )
-from crmbackup.core.files import PRIVATE_DIR, PRIVATE_FILE, sync_directory
+from crmbackup.core.files import PRIVATE_DIR, PRIVATE_FILE, WRITE_SIZE, sync_directory
 from crmbackup.storage.address import LocalAddress, format_address
 from crmbackup.storage.base import Capabilities, ObjectInfo, Storage, check_key
 from crmbackup.storage.ranges import beyond_end, check_range
@@ -307,7 +307,7 @@ def _write_temporary(directory: int, data: bytes | bytearray) -> str:
         with os.fdopen(descriptor, "wb", buffering=0) as stream:
             remaining = memoryview(data)
             while remaining:
-                remaining = remaining[stream.write(remaining) :]
+                remaining = remaining[stream.write(remaining[:WRITE_SIZE]) :]
             os.fsync(descriptor)
     except BaseException:
         _unlink(directory, name)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from crmbackup.core.errors import DiskFull, LocalError, TargetExists, VerificationFailed
-from crmbackup.core.files import local_error, sync_directory
+from crmbackup.core.files import WRITE_SIZE, local_error, sync_directory
 from crmbackup.engines.ahead import begun_ahead
 from crmbackup.engines.base import Restore, Workers
 from crmbackup.engines.sqlite.pages import Extents, block_hashes, decode_layout, image_digest
@@ -53,7 +53,7 @@ def place(placement: object, data: bytes) -> int:
             for start, length, offset in placement.pieces:
                 piece = view[start : start + length]
                 while piece:
-                    done = os.pwrite(descriptor, piece, offset)
+                    done = os.pwrite(descriptor, piece[:WRITE_SIZE], offset)
                     piece, offset = piece[done:], offset + done
                 written += length
         finally:
