@@ -8,7 +8,8 @@ import selectors
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
 from typing import IO
 
 from crmbackup.core.clock import Clock
@@ -45,32 +46,22 @@ def run_hook(name: str, argv: Sequence[str], environ: Mapping[str, str], seconds
 def _run(
     name: str, argv: Sequence[str], environ: Mapping[str, str], seconds: float, clock: Clock, lifeline: IO[bytes]
 ) -> str:
+    process: subprocess.Popen[bytes] | None = None
     try:
-        # Started with a group of its own, so that it and what it starts can be ended together.
         with _signals_held() as held:
-            process = subprocess.Popen(
-                list(argv),
-                env=dict(environ),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise HookFailed(
-            f"{name} could not be started: {argv[0]}", why=reason, hint="check the path and its mode"
-        ) from error
-    assert process.stdout is not None
-    try:
+            process = _started(name, argv, environ)
+        assert process.stdout is not None
         lifeline.write(b"%d\n" % process.pid)
-        with process.stdout:
-            for number in held:
-                os.kill(os.getpid(), number)
-            output = _end_of_output(process, process.stdout, clock, clock.monotonic() + seconds)
-    except BaseException:
-        _kill(process)
+        for number in held:
+            os.kill(os.getpid(), number)
+        output = _end_of_output(process, process.stdout, clock, clock.monotonic() + seconds)
+    except BaseException:  # a handler may raise as soon as signals are not held any more
+        if process:
+            _kill(process)
         raise
+    finally:
+        if process and process.stdout:
+            process.stdout.close()
     text = output.decode("utf-8", "replace").strip()
     if process.returncode is None:
         _kill(process)
@@ -82,32 +73,56 @@ def _run(
     return text
 
 
+def _started(name: str, argv: Sequence[str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """With a group of its own, so that it and what it starts can be ended together. Raises HookFailed."""
+    try:
+        return subprocess.Popen(
+            list(argv),
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise HookFailed(
+            f"{name} could not be started: {argv[0]}", why=reason, hint="check the path and its mode"
+        ) from error
+
+
 @contextlib.contextmanager
 def _watcher(name: str) -> Iterator[IO[bytes]]:
     """A process that outlives us; gives where to write the hook's process group. Raises HookFailed."""
+    watcher: subprocess.Popen[bytes] | None = None
     try:
         with _signals_held() as held:
-            watcher = subprocess.Popen(
-                _WATCHER,
-                env={},
-                cwd="/",
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,
-                start_new_session=True,
-            )
-    except OSError as error:
-        raise HookFailed(f"{name} could not be started: {_WATCHER[0]}", why=error.strerror or str(error)) from error
-    assert watcher.stdin is not None
-    try:
+            watcher = _started_watcher(name)
+        assert watcher.stdin is not None
         for number in held:
             os.kill(os.getpid(), number)
         yield watcher.stdin
     finally:
-        with contextlib.suppress(BrokenPipeError), watcher.stdin:
-            watcher.stdin.write(b"over\nover\n")  # twice: also where there is no hook that it has read of
-        watcher.wait()
+        if watcher and watcher.stdin:
+            with contextlib.suppress(BrokenPipeError), watcher.stdin:
+                watcher.stdin.write(b"over\nover\n")  # twice: also where there is no hook that it has read of
+            watcher.wait()
+
+
+def _started_watcher(name: str) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            _WATCHER,
+            env={},
+            cwd="/",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise HookFailed(f"{name} could not be started: {_WATCHER[0]}", why=error.strerror or str(error)) from error
 
 
 @contextlib.contextmanager
@@ -120,13 +135,26 @@ def _signals_held() -> Iterator[list[int]]:
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in signal.valid_signals()}
     ours = {number: handler for number, handler in before.items() if callable(handler)}
-    for number in ours:
-        signal.signal(number, lambda caught, _: came.append(caught))
     try:
+        for number in ours:
+            signal.signal(number, lambda caught, _: came.append(caught))
         yield came
     finally:
-        for number, handler in ours.items():
-            signal.signal(number, handler)
+        _put_back(ours)
+
+
+def _put_back(handlers: dict[signal.Signals, Callable[[int, FrameType | None], object]]) -> None:
+    """Each of them, also when one that is there again raises for a signal that comes just then."""
+    raised: BaseException | None = None
+    waiting = list(handlers.items())
+    while waiting:
+        try:
+            signal.signal(*waiting[-1])
+            waiting.pop()
+        except BaseException as problem:  # noqa: BLE001 - raised below
+            raised = problem
+    if raised:
+        raise raised
 
 
 def _end_of_output(process: subprocess.Popen[bytes], stream: IO[bytes], clock: Clock, deadline: float) -> bytes:
@@ -153,7 +181,11 @@ def _end_of_output(process: subprocess.Popen[bytes], stream: IO[bytes], clock: C
 def _kill(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    # Not Popen.wait: where a handler has raised within Popen.poll, that may have kept the lock that both take.
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(process.pid, 0)
+    if process.returncode is None:
+        process.returncode = -signal.SIGKILL
 
 
 def _failed(name: str, argv: Sequence[str], why: str, output: str) -> HookFailed:

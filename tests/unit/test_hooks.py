@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -124,3 +125,26 @@ def test_a_signal_to_us_ends_it(tmp_path: Path) -> None:
         presser.join()
         signal.signal(signal.SIGUSR1, before)
     assert gone(child)
+
+
+def test_a_signal_at_any_moment_of_its_start_leaves_nothing_behind() -> None:
+    """Some of them come just when signals are not held any more and before anything else is done."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Interrupted("stopped")
+
+    def begin(seconds: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        hook("sleep", "300")
+
+    chance = random.Random(1)
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        for _ in range(500):
+            with pytest.raises(Interrupted):
+                begin(chance.uniform(0.0005, 0.005))
+            assert signal.getsignal(signal.SIGALRM) is stop
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert [child.cmdline() for child in psutil.Process().children() if "300" in child.cmdline()] == []
