@@ -3,7 +3,7 @@
 
     pip install cryptography zstandard blake3
     python3 decrypt.py REPOSITORY-DIRECTORY IDENTITY-FILE                  lists the snapshots
-    python3 decrypt.py REPOSITORY-DIRECTORY IDENTITY-FILE OUT [SNAPSHOT]   writes the latest, or one by its id
+    python3 decrypt.py REPOSITORY-DIRECTORY IDENTITY-FILE OUT [SNAPSHOT]   writes the latest of the only policy, or one by its id
 
 The repository must be a directory: fetch one from S3 with any S3 client first. Everything is verified on the way:
 signatures from the identity down, names of packs, chunks, and the digest of the whole file. The format is described,
@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 
 import zstandard
 from blake3 import blake3
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -99,18 +100,29 @@ def read_manifest(path: Path, signers: set[str]) -> tuple[dict[str, Any], bytes]
     """The verified header of a manifest, and its sealed body."""
     data = path.read_bytes()
     if data[:8] != b"CRMBMF01":
-        fail(f"{path} is no manifest of this format")
+        raise ValueError("it is no manifest of this format")
     (size,) = struct.unpack_from("<I", data, 8)
     head, signature, sealed = data[12 : 12 + size], data[12 + size : 76 + size], data[76 + size :]
     header: dict[str, Any] = json.loads(head)
     if header["signer"] not in signers:
-        fail(f"{path} is signed by an unknown host")
+        raise ValueError("it is signed by an unknown host")
     Ed25519PublicKey.from_public_bytes(bytes.fromhex(header["signer"])).verify(
         signature, b"crmbackup/1 manifest\0" + head
     )
     if len(sealed) != header["sealed_size"] or blake3(sealed).hexdigest() != header["sealed_blake3"]:
-        fail(f"{path} is damaged")
+        raise ValueError("it is damaged")
     return header, sealed
+
+
+def read_manifests(root: Path, signers: set[str]) -> list[tuple[dict[str, Any], bytes]]:
+    """All that can be trusted, the oldest first: names tell the second only. The others are told of and left out."""
+    found = []
+    for path in (root / "snapshots").glob("*/*"):
+        try:
+            found.append(read_manifest(path, signers))
+        except (ValueError, KeyError, TypeError, struct.error, InvalidSignature) as error:
+            print(f"decrypt.py: {path} is left out: {error or type(error).__name__}", file=sys.stderr)
+    return sorted(found, key=lambda manifest: str(manifest[0]["captured"]))
 
 
 def read_body(header: dict[str, Any], sealed: bytes, keys: Keys) -> dict[str, Any]:
@@ -150,17 +162,20 @@ def write_pages(root: Path, header: dict[str, Any], body: dict[str, Any], keys: 
     for first, count, chunk, start in struct.iter_unpack("<IIII", base64.b64decode(layout["extents"])):
         places[chunk].append(((first - 1) * page_size, start * page_size, count * page_size))
     descriptor = os.open(out, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    os.ftruncate(descriptor, layout["page_count"] * page_size)
-    for number, content in read_chunks(root, header, body, keys, places):
-        for at, start, length in places[number]:
-            os.pwrite(descriptor, content[start : start + length], at)
-    digest = blake3()
-    for at in range(0, layout["page_count"] * page_size, BLOCK):
-        digest.update(blake3(os.pread(descriptor, BLOCK, at)).digest())
-    if digest.hexdigest() != body["digest"]:
-        out.unlink()
-        fail("the restored file is not the snapshot's: removed")
-    os.fsync(descriptor)
+    try:
+        os.ftruncate(descriptor, layout["page_count"] * page_size)
+        for number, content in read_chunks(root, header, body, keys, places):
+            for at, start, length in places[number]:
+                os.pwrite(descriptor, content[start : start + length], at)
+        digest = blake3()
+        for at in range(0, layout["page_count"] * page_size, BLOCK):
+            digest.update(blake3(os.pread(descriptor, BLOCK, at)).digest())
+        if digest.hexdigest() != body["digest"]:
+            fail("the restored file is not the snapshot's")
+        os.fsync(descriptor)
+    except BaseException:
+        out.unlink()  # a part of a database must not pass for one
+        raise
     os.close(descriptor)
 
 
@@ -358,9 +373,7 @@ def main() -> None:
         sys.exit(__doc__)
     root, keys = Path(sys.argv[1]), Keys(read_identity(Path(sys.argv[2])))
     signers = read_repository(root, keys)
-    manifests = [read_manifest(path, signers) for path in (root / "snapshots").glob("*/*")]
-    # Names tell the second only: two snapshots may share it.
-    manifests.sort(key=lambda manifest: manifest[0]["captured"])
+    manifests = read_manifests(root, signers)
     if len(sys.argv) == 3:
         for header, _ in manifests:
             print(header["snapshot_id"], header["policy"], header["kind"], header["captured"], header["source_size"])
@@ -369,6 +382,8 @@ def main() -> None:
     found = [manifest for manifest in manifests if manifest[0]["snapshot_id"].startswith(wanted)]
     if not found:
         fail(f"there is no snapshot {wanted}")
+    if len(found) > 1 and (wanted or len({header["policy"] for header, _ in found}) > 1):
+        fail("several snapshots begin so" if wanted else "there are several policies: say which SNAPSHOT")
     header, sealed = found[-1]
     body = read_body(header, sealed, keys)
     kind = body["layout"]["type"]

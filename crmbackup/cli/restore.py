@@ -100,7 +100,7 @@ def command(
     from crmbackup.core.errors import UsageError
     from crmbackup.core.events import Warned
     from crmbackup.engines.base import RestoreOptions
-    from crmbackup.operations.restore import plan_restore, run_restore
+    from crmbackup.operations.restore import plan_restore, run_restore, warn_of_future
 
     if at is not None and wanted != "latest":
         raise UsageError("--at and --snapshot exclude each other", hint="leave one of them out")
@@ -130,8 +130,10 @@ def command(
         repository = host.open_reader(place, Keys(identity_file, passphrase_file), need_identity=True)
         header = choose_snapshot(repository, of_policy or place.policy_name, wanted, show.event, at)
         host.engines.require_engine(header.engine, to)
-        plan = plan_restore(repository, header, target, host.clock.now(), replaces=replaces)
+        now = host.clock.now()
+        plan = plan_restore(repository, header, target, now, replaces=replaces)
         show.result("plan", _plan_data(plan), lambda: _plan_text(plan, overwrite=overwrite))
+        warn_of_future(header, now, show.event)
         if replaces and place.loaded and place.loaded.policy.source.names(to):
             show.event(Warned("target-is-source", f"{target.name} is the database of the policy itself", STOP_FIRST))
         if plan_only:
@@ -206,7 +208,8 @@ def _plan_text(plan: RestorePlan, *, overwrite: bool) -> None:
     header = plan.header
     there = "  (exists, is REPLACED)" if overwrite else "  (exists, would need --overwrite)"
     click.echo(f"Restore {header.kind} snapshot {header.snapshot_id} of {header.policy}")
-    click.echo(f"  moment  {when(header.captured)}, {duration(plan.age)} ago, from host {printable(header.host)}")
+    age = f"{duration(plan.age)} ago" if plan.age >= 0 else f"{duration(-plan.age)} in the future"
+    click.echo(f"  moment  {when(header.captured)}, {age}, from host {printable(header.host)}")
     click.echo(f"  size    {size(header.source_size)}, {size(plan.fetch_size)} to fetch")
     click.echo(f"  to      {plan.target.name}" + (there if plan.replaces else ""))
     shown = [t for t in plan.tables if t.kind != "shadow"]

@@ -22,8 +22,9 @@ from crmbackup.core.files import local_error, write_durably
 from crmbackup.engines.base import CheckOutcome, IsolatedTarget, Target, TargetEngine
 from crmbackup.operations.assertions import check_assertion
 from crmbackup.operations.compare import compare_schema, compare_tables, compare_virtual
+from crmbackup.operations.drills import AHEAD
 from crmbackup.operations.manifests import SnapshotBody, read_body
-from crmbackup.operations.restore import RestoreResult, plan_restore, run_restore
+from crmbackup.operations.restore import RestoreResult, plan_restore, run_restore, warn_of_future
 from crmbackup.operations.shipping import StorageSpec
 from crmbackup.operations.workers import ProcessWorkers
 from crmbackup.policy.model import Assertion
@@ -151,16 +152,20 @@ def run_drill(job: DrillJob) -> DrillResult:
 def _locate(drill: _Drill, repository: Repository) -> ManifestHeader:
     job = drill.job
     listing = repository.snapshots(job.policy)
-    newest = listing.headers[-1] if listing.headers else None
+    # One that is dated in the future has no age.
+    past = [header for header in listing.headers if header.captured <= drill.started + AHEAD]
+    newest = past[-1] if past else None
+    left_out = "" if len(past) == len(listing.headers) else ", without those that are dated in the future"
     drill.objectives = reports.Objectives(
         rto_target_s=job.rto,
         rpo_target_s=job.rpo,
-        rpo_actual_s=(drill.started - newest.captured).total_seconds() if newest else None,
-        rpo_basis="age of the newest complete snapshot when the drill began" if newest else None,
+        rpo_actual_s=max(0.0, (drill.started - newest.captured).total_seconds()) if newest else None,
+        rpo_basis=f"age of the newest complete snapshot when the drill began{left_out}" if newest else None,
     )
     for problem in listing.problems:
         drill.checks.append(reports.CheckResult("manifest", ok=False, detail=str(problem)))
     drill.header = _choose(job, listing, drill.started)
+    warn_of_future(drill.header, drill.started, job.emit)
     return drill.header
 
 

@@ -7,9 +7,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import connection
 from multiprocessing.synchronize import Barrier
 from types import TracebackType
@@ -24,6 +25,8 @@ _MEETING_SECONDS = 120.0
 _LARGE_BLOCK = 2 * 1024 * 1024
 #: What may stay free at the end of a heap: chunks are read into the same memory again and again.
 _KEPT_FREE = 2 * _LARGE_BLOCK
+#: What asks this process to stop.
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 _barrier: Barrier | None = None
@@ -55,7 +58,15 @@ class ProcessWorkers:
         return self._count
 
     def __enter__(self) -> Self:
-        self.each(_ready)
+        try:
+            with _stopping_later():
+                self.each(_ready)
+        except BaseException:
+            # Nobody calls __exit__ then, and the workers that are there already would wait for work for ever.
+            self._cut_lifeline()
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            os.close(self._alive)
+            raise
         # All are there. From now on only workers hold the end of the pipe that results are sent into. A worker that is
         # killed in the middle of a result would else leave the pool waiting for the rest of it for ever.
         self._pool._result_queue._writer.close()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
@@ -131,6 +142,20 @@ def _give_back_large_blocks() -> None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT_FREE)
 
 
+@contextmanager
+def _stopping_later() -> Iterator[None]:
+    """Hold back signals that stop this process until the end of the block. What is forked in it inherits that.
+
+    An exception from a handler would leave the pool with some of its workers and nobody who ends them, or be lost in
+    what Python does after a fork. In a new worker that handler would run too: it has to set its own first.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start(barrier: Barrier, alive: int, lifeline: int) -> None:
     global _barrier  # noqa: PLW0603 - how an initializer hands something to later tasks
     _barrier = barrier
@@ -138,6 +163,7 @@ def _start(barrier: Barrier, alive: int, lifeline: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     os.close(lifeline)
     threading.Thread(target=_die_with_parent, args=(alive,), daemon=True).start()
 

@@ -63,6 +63,18 @@ def test_an_existing_file_is_not_replaced_unless_told(chain: Chain, taken: Taken
     assert target.read_bytes() == image_of(chain.path)
 
 
+def test_what_is_no_file_is_never_replaced(chain: Chain, taken: Taken, place: Path) -> None:
+    """As --to /dev/null --overwrite would, for root."""
+    target = place / "pipe"
+    os.mkfifo(target)
+    for refuses in (lambda: chain.restore(taken, target), lambda: SqliteTarget(target, overwrite=True).check()):
+        error = error_of(refuses)
+        assert isinstance(error, TargetExists)
+        assert "not a file" in error.what
+    assert stat.S_ISFIFO(target.stat().st_mode)
+    assert names(place) == ["pipe"]
+
+
 def test_a_replaced_file_keeps_owner_and_rights(chain: Chain, taken: Taken, place: Path) -> None:
     target = place / "old.db"
     target.write_text("mine")

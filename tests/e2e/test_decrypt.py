@@ -59,7 +59,41 @@ def test_it_refuses_what_is_not_as_it_was_written(tmp_path: Path) -> None:
         path.write_bytes(changed)
         done = decrypt(site.repo, identity, tmp_path / f"{path.name}.db")
         assert done.returncode != 0, f"a changed {path.name} was taken"
+        assert not (tmp_path / f"{path.name}.db").exists()
         path.write_bytes(whole)
+
+
+def test_a_manifest_that_is_damaged_or_forged_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    site = Site.make(tmp_path / "site")
+    content = site.fill(rows=100)
+    good, bad, forged = (site.backup("full").header for _ in range(3))
+    path = site.repo / bad.key
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:-1])
+    path = site.repo / forged.key
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes().replace(b'"kind":"full"', b'"kind":"fuII"'))
+    (site.repo / "snapshots" / "crm" / "junk").write_bytes(b"CRMBMF01")
+    done = decrypt(site.repo, identity_file(site), tmp_path / "out.db")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.db").read_bytes() == content
+    assert good.snapshot_id in done.stdout
+    assert done.stderr.count("is left out") == 3
+
+
+def test_the_latest_of_several_policies_is_not_guessed(tmp_path: Path) -> None:
+    site = Site.make(tmp_path / "site")
+    site.fill(rows=10)
+    header = site.backup("full").header
+    other = site.for_policy("other")
+    other.fill(rows=5)
+    other.backup("full")
+    identity = identity_file(site)
+    done = decrypt(site.repo, identity, tmp_path / "out.db")
+    assert done.returncode != 0
+    assert "several policies" in done.stderr
+    assert not (tmp_path / "out.db").exists()
+    assert decrypt(site.repo, identity, tmp_path / "out.db", header.snapshot_id).returncode == 0
 
 
 def test_a_mistyped_identity_is_told(tmp_path: Path) -> None:

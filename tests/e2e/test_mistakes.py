@@ -8,10 +8,18 @@ import socket
 import sqlite3
 import subprocess
 from contextlib import closing
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from crmbackup.core.clock import SystemClock
+from crmbackup.operations.shipping import StorageSpec
+from crmbackup.repository.identity import Identity
+from crmbackup.repository.repository import Repository
+from crmbackup.repository.signing import HostKey
+from crmbackup.storage.address import LocalAddress
 from tests.e2e.product import Host, content, crm, quiet, write_policy
 
 pytestmark = pytest.mark.e2e
@@ -146,6 +154,21 @@ def test_a_target_that_exists_is_kept_unless_told_otherwise(ready: Host, databas
 def test_restoring_over_the_source_itself_warns(ready: Host, database: Path) -> None:
     done = ready.run("restore", "crm", "--to", database, "--overwrite", "--json")
     assert done.one("warning")["code"] == "target-is-source"
+
+
+def test_a_snapshot_from_a_clock_that_was_wrong_is_warned_of(ready: Host, tmp_path: Path) -> None:
+    identity = Identity.from_text((tmp_path / "identity.txt").read_text())
+    host_key = HostKey.from_text((ready.config / "host.key").read_text())
+    storage = StorageSpec(LocalAddress(tmp_path / "repository")).open()
+    repository = Repository.open(storage, identity=identity, host_key=host_key)
+    header = repository.snapshots("crm").headers[-1]
+    later = replace(header, snapshot_id="f" * 16, captured=header.captured + timedelta(days=400))
+    repository.commit(later, repository.body(header), SystemClock())
+    done = ready.run("restore", "crm", "--to", "out.db", "--plan")
+    assert "400 d in the future" in done.out or "399 d 23 h in the future" in done.out
+    assert "dated in the future" in done.err
+    assert "--snapshot ID" in done.err
+    assert ready.run("restore", "crm", "--to", "out.db", "--snapshot", header.snapshot_id, "--plan").err == ""
 
 
 def test_snapshots_that_are_not_there(ready: Host) -> None:

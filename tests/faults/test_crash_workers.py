@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -164,3 +165,56 @@ def count_what_is_left(report_to: Path) -> None:
         use()
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before  # noqa: PTH208
     report_to.touch()
+
+
+def begin(trouble: Callable[[], None], report_to: Path) -> None:
+    """Begin to use workers; after the first of them is forked, there is trouble."""
+
+    def stop(number: int, frame: object) -> None:
+        # As the command line does: only the first signal counts.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise StorageFull("whatever comes from a handler")
+
+    def start_and_trouble(process: BaseProcess) -> None:
+        start_process(process)
+        trouble()
+
+    signal.signal(signal.SIGTERM, stop)
+    start_process, BaseProcess.start = BaseProcess.start, start_and_trouble  # type: ignore[method-assign]
+    try:
+        with ProcessWorkers(2):
+            report_to.write_text("nothing")
+    except (StorageFull, LocalError, BlockingIOError) as error:
+        report_to.write_text(type(error).__name__)
+
+
+def stop_self() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def refuse() -> None:
+    raise BlockingIOError("no more processes")
+
+
+def kill_first() -> None:
+    """The pool ends the second worker then, which has not come to its first line yet."""
+    if not _killed:
+        (first,) = multiprocessing.active_children()
+        os.kill(first.pid or 0, signal.SIGKILL)
+        _killed.append(first)
+        os.register_at_fork(after_in_child=lambda: wait_until(is_told_to_end, "the signal that ends it"))
+
+
+_killed: list[BaseProcess] = []
+
+
+def is_told_to_end() -> bool:
+    return signal.SIGTERM in signal.sigpending()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "told"), [(stop_self, "StorageFull"), (refuse, "BlockingIOError"), (kill_first, "LocalError")]
+)
+def test_trouble_while_workers_are_forked_ends_all(tmp_path: Path, trouble: Callable[[], None], told: str) -> None:
+    ends(start(begin, trouble, tmp_path / "report"))
+    assert (tmp_path / "report").read_text() == told

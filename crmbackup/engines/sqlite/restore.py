@@ -114,6 +114,8 @@ class SqliteRestore(Restore):
             raise LocalError(f"the directory {directory} does not exist", hint="create it, or restore elsewhere")
         if self._target.is_dir():
             raise TargetExists(f"{self._target} is a directory", hint="name the database file that is to be made")
+        if self._target.exists() and not self._target.is_file():
+            raise TargetExists(f"{self._target} is not a file", hint="name the database file that is to be made")
         if self._target.exists() and not self._overwrite:
             raise TargetExists(
                 f"{self._target} exists already", hint="restore elsewhere, or add --overwrite to replace it"

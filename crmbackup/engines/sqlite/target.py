@@ -85,6 +85,9 @@ class SqliteTarget(Target):
         path = self.path
         if path.is_dir():
             raise TargetExists(f"{path} is a directory", hint=f"name the file to make, such as {path / 'restored.db'}")
+        if path.exists() and not path.is_file():
+            # Of a device, a pipe or a socket only the name would be replaced; for /dev/null that harms the whole machine.
+            raise TargetExists(f"{path} is not a file", hint="name the file to make")
         if path.exists() and not self._overwrite:
             raise TargetExists(f"{path} exists already", hint="restore elsewhere, or add --overwrite to replace it")
         if not path.parent.is_dir():
