@@ -71,6 +71,32 @@ def test_partitions_by_the_hash_of_an_enum_come_together(make_case: Callable[...
     assert case.execute(place.database, "SELECT count(*), sum(id) FROM crm.deals") == [(99, 4950)]
 
 
+@pytest.mark.parametrize("key", ["stage[]", "kind", "edges", "pair"])
+@pytest.mark.parametrize("expression", [False, True])
+def test_partitions_by_the_hash_of_what_holds_enums(make_case: Callable[..., Case], key: str, expression: bool) -> None:
+    value = {
+        "stage[]": "ARRAY[s, 'a']::stage[]",
+        "kind": "s::kind",
+        "edges": "edges(s, 'd')",
+        "pair": "ROW(i, s)::pair",
+    }[key]
+    case = make_case(
+        "CREATE TYPE stage AS ENUM ('a', 'b', 'c', 'd'); CREATE DOMAIN kind AS stage; CREATE TYPE pair AS (n int, s stage);"
+        " CREATE TYPE edges AS RANGE (SUBTYPE = stage);"
+        f" CREATE FUNCTION same({key}) RETURNS {key} LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN $1; END';"
+        f" CREATE TABLE t (id int, k {key}) PARTITION BY HASH ({'(public.same(k))' if expression else 'k'});"
+        " CREATE TABLE t_0 PARTITION OF t FOR VALUES WITH (MODULUS 2, REMAINDER 0);"
+        " CREATE TABLE t_1 PARTITION OF t FOR VALUES WITH (MODULUS 2, REMAINDER 1);"
+        f" INSERT INTO t SELECT i, {value} FROM generate_series(1, 100) i,"
+        " LATERAL (SELECT (enum_range(NULL::stage))[i % 4 + 1]) AS e(s)"
+    )
+    taken = case.chain.take()
+    place = case.place()
+    found = case.restored(taken, place)
+    assert different(taken.image.tables, found.tables) == []
+    assert case.execute(place.database, "SELECT count(*), sum(id) FROM t") == [(100, 5050)]
+
+
 def test_an_unknown_table_is_refused_with_similar_names(make_case: Callable[..., Case]) -> None:
     case = make_case("CREATE SCHEMA s; CREATE TABLE contacts (a int); CREATE TABLE s.contacts (a int)")
     taken = case.chain.take()

@@ -59,13 +59,15 @@ SELECT c.oid, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname),
  ORDER BY n.nspname COLLATE "C", c.relname COLLATE "C"
 """
 
-#: A hash over an enum is one over oids, which are others after a restore (pg_dump loads such partitions by the root).
+#: A hash over an enum is one over oids, which are others after a restore (pg_dump loads such partitions by the root). So is
+#: one over arrays, ranges and rows of enums, or over an expression: the operator class tells, by the type that it is for:
+#: anyenum, anyarray, record, anyrange, anymultirange, or an enum of its own. Other arrays, ranges and rows do no harm.
 _ENUM_HASHED = """
 WITH RECURSIVE hashed(oid) AS (
     SELECT p.partrelid FROM pg_catalog.pg_partitioned_table p
      WHERE p.partstrat = 'h' AND EXISTS (
-           SELECT 1 FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
-            WHERE a.attrelid = p.partrelid AND a.attnum = ANY(p.partattrs) AND t.typtype = 'e')
+           SELECT 1 FROM pg_catalog.pg_opclass o JOIN pg_catalog.pg_type t ON t.oid = o.opcintype
+            WHERE o.oid = ANY(p.partclass) AND (t.oid IN (3500, 2277, 2249, 3831, 4537) OR t.typtype = 'e'))
 ), below(root, oid) AS (
     SELECT h.oid, i.inhrelid FROM hashed h JOIN pg_catalog.pg_inherits i ON i.inhparent = h.oid
     UNION ALL
