@@ -163,6 +163,21 @@ def test_a_failure_midway_leaves_nothing(make_case: Callable[..., Case], create:
     assert_same(taken, case.restored(taken, place, create=create))
 
 
+def test_objects_that_belong_to_others_are_removed_from_the_schema_public_too(make_case: Callable[..., Case]) -> None:
+    case = make_case(
+        "CREATE TYPE span AS RANGE (SUBTYPE = float8); CREATE DOMAIN spans AS span[];"
+        "CREATE TABLE t (id int GENERATED ALWAYS AS IDENTITY, s spans); INSERT INTO t (s) VALUES ('{}');"
+        "CREATE AGGREGATE low(span) (SFUNC = range_intersect, STYPE = span);"
+        "CREATE OPERATOR CLASS own FOR TYPE int4 USING hash AS OPERATOR 1 =, FUNCTION 1 hashint4(int4)"
+    )
+    taken = case.chain.take()
+    place = case.place()
+    with pytest.raises(KeyboardInterrupt):
+        case.chain.restore(taken, case.chain.target(place), spoil=give_up_at(len(taken.chunks) - 1))
+    assert names_in(case, place.database) == ["plpgsql", "public"]
+    assert_same(taken, case.restored(taken, place))
+
+
 def test_a_row_that_the_target_refuses_is_an_error_that_names_the_table(make_case: Callable[..., Case]) -> None:
     case = make_case(
         "CREATE FUNCTION allowed(int) RETURNS bool LANGUAGE sql AS 'SELECT true';"
