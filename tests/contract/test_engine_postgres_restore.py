@@ -163,6 +163,23 @@ def test_a_failure_midway_leaves_nothing(make_case: Callable[..., Case], create:
     assert_same(taken, case.restored(taken, place, create=create))
 
 
+def test_tables_that_were_altered_come_back_equal_though_they_lie_otherwise(make_case: Callable[..., Case]) -> None:
+    case = make_case(
+        "CREATE TABLE parent (a int); CREATE TABLE child (b text) INHERITS (parent); ALTER TABLE parent ADD c int;"
+        "CREATE TABLE adopted (c int, a int, gone text); ALTER TABLE adopted DROP gone; ALTER TABLE adopted INHERIT parent;"
+        "CREATE TABLE short (id int, long text); ALTER TABLE short DROP long;"
+        "INSERT INTO child VALUES (1, 'x', 2); INSERT INTO adopted VALUES (3, 4); INSERT INTO short VALUES (5)"
+    )
+    taken = case.chain.take()
+    place = case.place()
+    assert_same(taken, case.restored(taken, place))
+    assert case.execute(place.database, "SELECT a, b, c FROM child") == [(1, "x", 2)]
+    # Once it is no child any more its columns are written as they lie again.
+    case.execute(case.chain.server.database, "ALTER TABLE adopted NO INHERIT parent")
+    taken = case.chain.take()
+    assert_same(taken, case.restored(taken, case.place()))
+
+
 def test_objects_that_belong_to_others_are_removed_from_the_schema_public_too(make_case: Callable[..., Case]) -> None:
     case = make_case(
         "CREATE TYPE span AS RANGE (SUBTYPE = float8); CREATE DOMAIN spans AS span[];"

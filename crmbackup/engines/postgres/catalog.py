@@ -37,7 +37,8 @@ SELECT c.oid, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname), e.oid
  ORDER BY n.nspname COLLATE "C", c.relname COLLATE "C"
 """
 _MORE = """, c.relpersistence, coalesce(am.amname, ''), coalesce(pg_relation_filenode(c.oid), 0), pg_relation_size(c.oid),
-       CASE WHEN c.reltoastrelid <> 0 THEN pg_relation_size(c.reltoastrelid) ELSE 0 END, coalesce(e.condition, '')"""
+       CASE WHEN c.reltoastrelid <> 0 THEN pg_relation_size(c.reltoastrelid) ELSE 0 END, coalesce(e.condition, ''),
+       NOT c.relispartition AND EXISTS (SELECT 1 FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid)"""
 
 _COLUMNS = """
 SELECT a.attrelid, a.attname, a.attnum, a.atttypid, a.atttypmod, a.attcollation, a.attgenerated,
@@ -100,7 +101,8 @@ class Table:
     """One table that holds rows of its own. Picklable.
 
     label: qualified and quoted where needed, for people. blocks: of its heap. width: bytes that one block leads to, its
-    TOAST included. columns: those that COPY carries (generated ones follow from them). condition: the rows of an
+    TOAST included. columns: those that COPY carries (generated ones follow from them); of a table that inherits by name, since
+    its parents' come first after a restore, wherever they lie. condition: the rows of an
     extension's configuration table that are the user's. root: the partitioned table that it must be loaded through, or
     empty. always_read: why its slices can never be skipped, or empty.
     """
@@ -173,8 +175,10 @@ def read_tables(connection: Connection) -> list[Table]:
         connection.execute("SELECT extname, extversion FROM pg_catalog.pg_extension ORDER BY 1").fetchall()
     )
     tables = []
-    for oid, schema, name, label, extension, _, persistence, method, filenode, size, toast, condition in rows:
+    for oid, schema, name, label, extension, _, persistence, method, filenode, size, toast, condition, heir in rows:
         own = columns[oid]
+        carried = [column[0] for column in own if not column[8] and not column[5]]
+        order = sorted(carried) if heir else carried
         blocks = size // block_size
         facts = types.of([column[2] for column in own if not column[8]])
         tables.append(
@@ -189,9 +193,11 @@ def read_tables(connection: Connection) -> list[Table]:
                 size=size + toast,
                 blocks=blocks,
                 width=(size + toast) // blocks if blocks else block_size,
-                columns=tuple(column[0] for column in own if not column[8] and not column[5]),
+                columns=tuple(order),
                 condition=condition,
-                fingerprint=_fingerprint(connection, own, facts, extensions, condition),
+                fingerprint=_fingerprint(
+                    connection, own, facts, extensions, condition, () if order == carried else order
+                ),
                 always_read=facts.always_read if method == "heap" else f"its access method is {method}",
                 root=roots.get(oid),
                 extension=extension,
@@ -201,10 +207,15 @@ def read_tables(connection: Connection) -> list[Table]:
 
 
 def _fingerprint(
-    connection: Connection, columns: Sequence[tuple[Any, ...]], facts: TypeFacts, extensions: str, condition: str
+    connection: Connection,
+    columns: Sequence[tuple[Any, ...]],
+    facts: TypeFacts,
+    extensions: str,
+    condition: str,
+    order: Sequence[str],
 ) -> str:
-    """All that can change the text of a row while its tuple stays."""
-    parts = (connection.info.server_version, columns, facts.fingerprint, extensions, condition)
+    """All that can change the text of a row while its tuple stays. order: of columns that are not written as they lie."""
+    parts = (connection.info.server_version, columns, facts.fingerprint, extensions, condition, *order)
     return blake2b(repr(parts).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
