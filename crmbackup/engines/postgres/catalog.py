@@ -25,7 +25,7 @@ UNSUPPORTED = {
 
 _TABLES = f"""
 SELECT c.oid, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname), e.oid IS NOT NULL,
-       has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE'){{more}}
+       has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE'), row_security_active(c.oid){{more}}
   FROM pg_catalog.pg_class c
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_catalog.pg_am am ON am.oid = c.relam
@@ -81,7 +81,9 @@ SELECT b.oid, n.nspname, c.relname FROM below b
 
 
 class Listed(NamedTuple):
-    """A table as far as it can be told without waiting for whoever holds it. extension, readable: as in `Table`."""
+    """A table as far as it can be told without waiting for whoever holds it. extension: as in `Table`. readable: the user
+    has the right to. filtered: policies for rows hold for the user.
+    """
 
     oid: int
     schema: str
@@ -89,6 +91,7 @@ class Listed(NamedTuple):
     label: str
     extension: bool
     readable: bool
+    filtered: bool
 
     @property
     def sql(self) -> str:
@@ -175,7 +178,7 @@ def read_tables(connection: Connection) -> list[Table]:
         connection.execute("SELECT extname, extversion FROM pg_catalog.pg_extension ORDER BY 1").fetchall()
     )
     tables = []
-    for oid, schema, name, label, extension, _, persistence, method, filenode, size, toast, condition, heir in rows:
+    for oid, schema, name, label, extension, _, _, persistence, method, filenode, size, toast, condition, heir in rows:
         own = columns[oid]
         carried = [column[0] for column in own if not column[8] and not column[5]]
         order = sorted(carried) if heir else carried
