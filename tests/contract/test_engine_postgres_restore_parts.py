@@ -48,6 +48,19 @@ def test_one_table_comes_back_with_what_it_needs(make_case: Callable[..., Case])
     ) == [("X", False)]
 
 
+def test_a_view_that_needs_the_key_of_a_table_is_no_part_of_it(make_case: Callable[..., Case]) -> None:
+    case = make_case(
+        "CREATE TABLE one (id int PRIMARY KEY, name text); CREATE TABLE other (id int);"
+        "CREATE VIEW sums AS SELECT one.id, name, count(*) FROM one JOIN other ON other.id = one.id GROUP BY one.id;"
+        "INSERT INTO one VALUES (1, 'x')"
+    )
+    taken = case.chain.take()
+    place = case.place()
+    case.restored(taken, place, tables=("one",))
+    assert names_in(case, place.database) == ["plpgsql", "public", "public.one"]
+    assert_same(taken, case.restored(taken, case.place()))
+
+
 def test_tables_that_are_restored_together_keep_their_foreign_keys(make_case: Callable[..., Case]) -> None:
     case = make_case()
     taken = case.chain.take()
