@@ -62,13 +62,15 @@ def test_create_gives_the_database_its_encoding_settings_and_rights(make_case: C
     case.execute(
         source,
         f"ALTER DATABASE {source} SET work_mem = '7MB'; COMMENT ON DATABASE {source} IS 'it''s'; REVOKE CONNECT ON"
-        f" DATABASE {source} FROM PUBLIC; ALTER DATABASE {source} SET search_path = crm, public",
+        f" DATABASE {source} FROM PUBLIC; ALTER DATABASE {source} SET search_path = crm, public;"
+        f" ALTER ROLE postgres IN DATABASE {source} SET temp_buffers = '9MB'",
     )
     taken = case.chain.take()
     place = case.place(make=False)
     assert_same(taken, case.restored(taken, place, create=True))
     assert case.execute(place.database, "SHOW work_mem") == [("7MB",)]
     assert case.execute(place.database, "SHOW search_path") == [("crm, public",)]
+    assert case.execute(place.database, "SHOW temp_buffers") == [("9MB",)]
     rows = case.execute(
         place.database,
         "SELECT pg_encoding_to_char(encoding), shobj_description(oid, 'pg_database'), EXISTS (SELECT 1 FROM"
