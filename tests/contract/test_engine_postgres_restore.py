@@ -15,6 +15,7 @@ from crmbackup.core.errors import CrmBackupError, TargetError, TargetExists
 from crmbackup.core.events import Warned
 from crmbackup.engines.base import Restore
 from crmbackup.engines.postgres import restore_data as data
+from crmbackup.engines.postgres.connection import Server
 from crmbackup.engines.postgres.restore_clean import MARK, end_sessions
 from crmbackup.operations.workers import ProcessWorkers
 from tests.postgres import TestServer
@@ -78,6 +79,28 @@ def test_create_gives_the_database_its_encoding_settings_and_rights(make_case: C
         " FROM pg_database WHERE datname = current_database()",
     )
     assert rows == [("LATIN1", "it's", False)]
+
+
+def test_a_setting_of_a_role_that_the_user_may_not_give_is_named(make_case: Callable[..., Case]) -> None:
+    role = f"owner_{secrets.token_hex(4)}"
+    case = make_case("CREATE TABLE t AS SELECT 1 AS a")
+    source = case.names[0]
+    case.execute("postgres", f"CREATE ROLE {role} LOGIN CREATEDB")
+    case.execute("postgres", f"ALTER DATABASE {source} OWNER TO {role}")
+    case.execute("postgres", f"ALTER ROLE postgres IN DATABASE {source} SET temp_buffers = '9MB'")
+    case.execute(source, f"ALTER TABLE t OWNER TO {role}")
+    try:
+        taken = case.chain.take()
+        place = case.place(make=False)
+        keywords = {**dict(place.keywords), "user": role}
+        case.restored(taken, Server(tuple(sorted(keywords.items()))), create=True)
+        warned = [event for event in case.chain.events if isinstance(event, Warned)]
+        assert [event.code for event in warned] == ["role-settings"]
+        assert f'ALTER ROLE "postgres" IN DATABASE "{place.database}" SET "temp_buffers" TO' in warned[0].hint
+    finally:
+        for name in case.names:
+            case.host.drop_database(name)
+        case.execute("postgres", f"DROP ROLE {role}")
 
 
 def test_a_database_in_sql_ascii_keeps_its_bytes(make_case: Callable[..., Case]) -> None:
