@@ -131,6 +131,20 @@ def test_rows_that_foreign_keys_change_are_read_though_no_log_has_them(case: Cas
     assert "foreign keys change it" in case.chain.why()
 
 
+def test_rows_that_foreign_keys_change_with_a_key_of_beginnings_are_read(case: Case) -> None:
+    case.do(
+        "CREATE TABLE parent(id INT, name VARCHAR(100) NOT NULL, code INT NOT NULL UNIQUE, PRIMARY KEY (id, name(10)))",
+        "CREATE TABLE child(id INT PRIMARY KEY, v VARCHAR(100), parent INT,"
+        " FOREIGN KEY (parent) REFERENCES parent(id) ON UPDATE CASCADE)",
+        "INSERT INTO parent SELECT id, v, id FROM a",
+        "INSERT INTO child SELECT id, v, id FROM a",
+    )
+    case.take()
+    case.do("UPDATE parent SET id = 9000 WHERE id = 5", "UPDATE child SET v = 'changed' WHERE id = 300")
+    case.take()
+    assert "foreign keys change it" in case.chain.why()
+
+
 @pytest.mark.parametrize("first", ["other.first", "crm.a"])
 def test_rows_that_foreign_keys_change_through_another_database_are_read(case: Case, first: str) -> None:
     case.do(
