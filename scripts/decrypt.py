@@ -281,7 +281,7 @@ def script(objects: list[dict[str, Any]], change: Callable[[str], str] = str) ->
     return b"".join(parts)
 
 
-MODE = "NO_AUTO_VALUE_ON_ZERO"
+MODE = "NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES"
 LOADED = {"number": "CAST({} AS UNSIGNED)", "text": "CONVERT({} USING utf8mb4)"}
 
 

@@ -321,6 +321,32 @@ def test_a_drill_writes_nothing_where_tables_have_their_files(server: MariadbSer
     server.drop_database("placed")
 
 
+def test_what_is_right_in_the_source_fails_no_drill(server: MariadbServer, tmp_path: Path) -> None:
+    server.create_database("other")
+    statements = (
+        "CREATE TABLE other.groups (id INT PRIMARY KEY)",
+        "INSERT INTO other.groups VALUES (1)",
+        "CREATE TABLE people (id INT PRIMARY KEY, own INT, FOREIGN KEY (own) REFERENCES other.groups (id))",
+        "INSERT INTO people VALUES (1, 1)",
+        # It counts on its own for each value of g.
+        "CREATE TABLE counted (g INT, n INT AUTO_INCREMENT, PRIMARY KEY (g, n)) ENGINE=MyISAM",
+        "INSERT INTO counted (g) VALUES (1), (1), (1)",
+    )
+    fill(server, "far", statements)
+    with ProcessWorkers(1) as workers:
+        chain = Chain(lambda: MysqlSource(server.server("far"), Settings()), tmp_path, workers)
+        taken = chain.take()
+        server.drop_database("far")
+        server.drop_database("other")
+        drill = MysqlTarget(server.server("back"), RestoreOptions(create=True), neutral=True)
+        chain.restore(taken, drill)
+        found = {check.name: check for check in verified(chain, taken, drill).checks}
+    assert [check.name for check in found.values() if not check.ok] == []
+    detail = found["foreign_key_check"].detail
+    assert detail.startswith("0 foreign keys hold; not looked at")
+    assert "people_ibfk_1 to other.groups" in detail
+
+
 def test_a_user_with_few_rights_is_told_which_one_it_lacks(server: MariadbServer, chain: Chain, taken: Taken) -> None:
     rows_of(server, "", "CREATE USER few@localhost")
     try:

@@ -56,6 +56,8 @@ KEYS = {
     "k_decimal": ("DECIMAL(30,10)", "(CAST(seq AS SIGNED) - 150) / 7"),
     "k_datetime": ("DATETIME(6)", "IF(seq = 1, 0, '2020-01-01' + INTERVAL seq * 37 MICROSECOND)"),
     "k_date": ("DATE", "IF(seq = 1, '0000-00-00', '2020-01-01' + INTERVAL seq DAY)"),
+    # As the mode ALLOW_INVALID_DATES lets applications write them.
+    "k_invalid": ("DATE", "CONCAT('2024-', LPAD(1 + seq DIV 31, 2, '0'), '-', LPAD(1 + seq % 31, 2, '0'))"),
     "k_guid": ("CHAR(36) CHARACTER SET latin1", "INSERT(MD5(seq), 9, 0, '-')"),
     "k_binary": ("BINARY(16)", "UNHEX(MD5(seq))"),
     "k_varbinary": ("VARBINARY(20)", "CONCAT(X'5C090A00', seq)"),
@@ -69,6 +71,7 @@ KEYS = {
 
 
 def statements() -> Iterator[str]:
+    yield "SET SESSION sql_mode = 'NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES'"
     yield from TYPES
     yield from LONG
     for name, (kind, value) in KEYS.items():

@@ -15,6 +15,7 @@ from crmbackup.core.errors import CrmBackupError, TargetError, TargetExists
 from crmbackup.core.events import Warned
 from crmbackup.engines.base import Restore
 from crmbackup.engines.postgres import restore_data as data
+from crmbackup.engines.postgres.connection import Server
 from crmbackup.engines.postgres.restore_clean import MARK, end_sessions
 from crmbackup.operations.workers import ProcessWorkers
 from tests.postgres import TestServer
@@ -62,13 +63,15 @@ def test_create_gives_the_database_its_encoding_settings_and_rights(make_case: C
     case.execute(
         source,
         f"ALTER DATABASE {source} SET work_mem = '7MB'; COMMENT ON DATABASE {source} IS 'it''s'; REVOKE CONNECT ON"
-        f" DATABASE {source} FROM PUBLIC; ALTER DATABASE {source} SET search_path = crm, public",
+        f" DATABASE {source} FROM PUBLIC; ALTER DATABASE {source} SET search_path = crm, public;"
+        f" ALTER ROLE postgres IN DATABASE {source} SET temp_buffers = '9MB'",
     )
     taken = case.chain.take()
     place = case.place(make=False)
     assert_same(taken, case.restored(taken, place, create=True))
     assert case.execute(place.database, "SHOW work_mem") == [("7MB",)]
     assert case.execute(place.database, "SHOW search_path") == [("crm, public",)]
+    assert case.execute(place.database, "SHOW temp_buffers") == [("9MB",)]
     rows = case.execute(
         place.database,
         "SELECT pg_encoding_to_char(encoding), shobj_description(oid, 'pg_database'), EXISTS (SELECT 1 FROM"
@@ -76,6 +79,28 @@ def test_create_gives_the_database_its_encoding_settings_and_rights(make_case: C
         " FROM pg_database WHERE datname = current_database()",
     )
     assert rows == [("LATIN1", "it's", False)]
+
+
+def test_a_setting_of_a_role_that_the_user_may_not_give_is_named(make_case: Callable[..., Case]) -> None:
+    role = f"owner_{secrets.token_hex(4)}"
+    case = make_case("CREATE TABLE t AS SELECT 1 AS a")
+    source = case.names[0]
+    case.execute("postgres", f"CREATE ROLE {role} LOGIN CREATEDB")
+    case.execute("postgres", f"ALTER DATABASE {source} OWNER TO {role}")
+    case.execute("postgres", f"ALTER ROLE postgres IN DATABASE {source} SET temp_buffers = '9MB'")
+    case.execute(source, f"ALTER TABLE t OWNER TO {role}")
+    try:
+        taken = case.chain.take()
+        place = case.place(make=False)
+        keywords = {**dict(place.keywords), "user": role}
+        case.restored(taken, Server(tuple(sorted(keywords.items()))), create=True)
+        warned = [event for event in case.chain.events if isinstance(event, Warned)]
+        assert [event.code for event in warned] == ["role-settings"]
+        assert f'ALTER ROLE "postgres" IN DATABASE "{place.database}" SET "temp_buffers" TO' in warned[0].hint
+    finally:
+        for name in case.names:
+            case.host.drop_database(name)
+        case.execute("postgres", f"DROP ROLE {role}")
 
 
 def test_a_database_in_sql_ascii_keeps_its_bytes(make_case: Callable[..., Case]) -> None:
@@ -161,6 +186,38 @@ def test_a_failure_midway_leaves_nothing(make_case: Callable[..., Case], create:
         assert names_in(case, place.database) == before
         assert case.execute(place.database, "SELECT * FROM pg_default_acl") == []
     assert_same(taken, case.restored(taken, place, create=create))
+
+
+def test_tables_that_were_altered_come_back_equal_though_they_lie_otherwise(make_case: Callable[..., Case]) -> None:
+    case = make_case(
+        "CREATE TABLE parent (a int); CREATE TABLE child (b text) INHERITS (parent); ALTER TABLE parent ADD c int;"
+        "CREATE TABLE adopted (c int, a int, gone text); ALTER TABLE adopted DROP gone; ALTER TABLE adopted INHERIT parent;"
+        "CREATE TABLE short (id int, long text); ALTER TABLE short DROP long;"
+        "INSERT INTO child VALUES (1, 'x', 2); INSERT INTO adopted VALUES (3, 4); INSERT INTO short VALUES (5)"
+    )
+    taken = case.chain.take()
+    place = case.place()
+    assert_same(taken, case.restored(taken, place))
+    assert case.execute(place.database, "SELECT a, b, c FROM child") == [(1, "x", 2)]
+    # Once it is no child any more its columns are written as they lie again.
+    case.execute(case.chain.server.database, "ALTER TABLE adopted NO INHERIT parent")
+    taken = case.chain.take()
+    assert_same(taken, case.restored(taken, case.place()))
+
+
+def test_objects_that_belong_to_others_are_removed_from_the_schema_public_too(make_case: Callable[..., Case]) -> None:
+    case = make_case(
+        "CREATE TYPE span AS RANGE (SUBTYPE = float8); CREATE DOMAIN spans AS span[];"
+        "CREATE TABLE t (id int GENERATED ALWAYS AS IDENTITY, s spans); INSERT INTO t (s) VALUES ('{}');"
+        "CREATE AGGREGATE low(span) (SFUNC = range_intersect, STYPE = span);"
+        "CREATE OPERATOR CLASS own FOR TYPE int4 USING hash AS OPERATOR 1 =, FUNCTION 1 hashint4(int4)"
+    )
+    taken = case.chain.take()
+    place = case.place()
+    with pytest.raises(KeyboardInterrupt):
+        case.chain.restore(taken, case.chain.target(place), spoil=give_up_at(len(taken.chunks) - 1))
+    assert names_in(case, place.database) == ["plpgsql", "public"]
+    assert_same(taken, case.restored(taken, place))
 
 
 def test_a_row_that_the_target_refuses_is_an_error_that_names_the_table(make_case: Callable[..., Case]) -> None:

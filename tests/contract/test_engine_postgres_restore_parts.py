@@ -48,6 +48,19 @@ def test_one_table_comes_back_with_what_it_needs(make_case: Callable[..., Case])
     ) == [("X", False)]
 
 
+def test_a_view_that_needs_the_key_of_a_table_is_no_part_of_it(make_case: Callable[..., Case]) -> None:
+    case = make_case(
+        "CREATE TABLE one (id int PRIMARY KEY, name text); CREATE TABLE other (id int);"
+        "CREATE VIEW sums AS SELECT one.id, name, count(*) FROM one JOIN other ON other.id = one.id GROUP BY one.id;"
+        "INSERT INTO one VALUES (1, 'x')"
+    )
+    taken = case.chain.take()
+    place = case.place()
+    case.restored(taken, place, tables=("one",))
+    assert names_in(case, place.database) == ["plpgsql", "public", "public.one"]
+    assert_same(taken, case.restored(taken, case.place()))
+
+
 def test_tables_that_are_restored_together_keep_their_foreign_keys(make_case: Callable[..., Case]) -> None:
     case = make_case()
     taken = case.chain.take()
@@ -69,6 +82,32 @@ def test_partitions_by_the_hash_of_an_enum_come_together(make_case: Callable[...
     found = case.restored(taken, place, tables=(name,))
     assert [table.name for table in found.tables if table.kind == "table"] == ["crm.deals_0", "crm.deals_1"]
     assert case.execute(place.database, "SELECT count(*), sum(id) FROM crm.deals") == [(99, 4950)]
+
+
+@pytest.mark.parametrize("key", ["stage[]", "kind", "edges", "pair"])
+@pytest.mark.parametrize("expression", [False, True])
+def test_partitions_by_the_hash_of_what_holds_enums(make_case: Callable[..., Case], key: str, expression: bool) -> None:
+    value = {
+        "stage[]": "ARRAY[s, 'a']::stage[]",
+        "kind": "s::kind",
+        "edges": "edges(s, 'd')",
+        "pair": "ROW(i, s)::pair",
+    }[key]
+    case = make_case(
+        "CREATE TYPE stage AS ENUM ('a', 'b', 'c', 'd'); CREATE DOMAIN kind AS stage; CREATE TYPE pair AS (n int, s stage);"
+        " CREATE TYPE edges AS RANGE (SUBTYPE = stage);"
+        f" CREATE FUNCTION same({key}) RETURNS {key} LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN $1; END';"
+        f" CREATE TABLE t (id int, k {key}) PARTITION BY HASH ({'(public.same(k))' if expression else 'k'});"
+        " CREATE TABLE t_0 PARTITION OF t FOR VALUES WITH (MODULUS 2, REMAINDER 0);"
+        " CREATE TABLE t_1 PARTITION OF t FOR VALUES WITH (MODULUS 2, REMAINDER 1);"
+        f" INSERT INTO t SELECT i, {value} FROM generate_series(1, 100) i,"
+        " LATERAL (SELECT (enum_range(NULL::stage))[i % 4 + 1]) AS e(s)"
+    )
+    taken = case.chain.take()
+    place = case.place()
+    found = case.restored(taken, place)
+    assert different(taken.image.tables, found.tables) == []
+    assert case.execute(place.database, "SELECT count(*), sum(id) FROM t") == [(100, 5050)]
 
 
 def test_an_unknown_table_is_refused_with_similar_names(make_case: Callable[..., Case]) -> None:

@@ -117,10 +117,14 @@ def test_row_level_security_never_filters(cluster: Cluster, monkeypatch: pytest.
     chain = cluster.chain(SMALL, "ALTER TABLE small ENABLE ROW LEVEL SECURITY").become(user="reader")
     monkeypatch.setattr(chain.snapshots, "_look", lambda snapshot: {})  # the test's own reading would fail as well
     error = chain.refused(SourceDenied)
-    assert "table public.small" in error.why
-    assert "row-level security" in error.why
+    assert "row-level security may hide rows of 1 of 1 tables" in error.what
+    assert error.why == "public.small"
+    assert "ALTER ROLE reader BYPASSRLS" in error.hint
     chain.sql("CREATE POLICY part ON small USING (id < 10)")
     chain.refused(SourceDenied)
+    chain.sql("ALTER TABLE small DISABLE ROW LEVEL SECURITY")
+    changing(monkeypatch, chain, "ALTER TABLE small ENABLE ROW LEVEL SECURITY")
+    assert "table public.small: query would be affected" in chain.refused(SourceDenied).why
     monkeypatch.undo()
     chain.become(user="postgres")
     assert chain.take().record("public.small").rows == 50

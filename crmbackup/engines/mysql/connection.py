@@ -44,9 +44,10 @@ _PORT = 3306
 _READ_SECONDS = 24 * 3600
 APPLICATION = "crmbackup"
 
-#: `sql_mode` empty: zero dates are read and written as they are, nothing is cut or refused by a mode of the server.
+#: `sql_mode` almost empty: zero dates, and days that no month has, are read and written as they are; nothing is cut or
+#: refused by a mode of the server.
 CANONICAL = (
-    "SET SESSION sql_mode = 'NO_AUTO_VALUE_ON_ZERO'",
+    "SET SESSION sql_mode = 'NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES'",
     "SET SESSION time_zone = '+00:00'",
     "SET SESSION sql_quote_show_create = 1",
     "SET SESSION net_write_timeout = 3600",

@@ -8,7 +8,7 @@ from crmbackup.engines.mysql.connection import NAMES, Version
 #: Nothing is checked while rows come in: what they refer to may come later, and the source took them as they are.
 _ALL = (
     # An engine that the server lacks is an error, not another engine.
-    "SET SESSION sql_mode = 'NO_AUTO_VALUE_ON_ZERO,NO_ENGINE_SUBSTITUTION'",
+    "SET SESSION sql_mode = 'NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,NO_ENGINE_SUBSTITUTION'",
     "SET SESSION foreign_key_checks = 0",
     "SET SESSION unique_checks = 0",
     "SET SESSION sql_safe_updates = 0",

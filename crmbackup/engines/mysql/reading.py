@@ -56,7 +56,7 @@ class Reading:
         }
         self._cascades = read_cascades(moment.catalog, server.database)
         self._formats: dict[int, tuple[RowFormat, Tracked | None]] = {}
-        self._others: set[tuple[str, str]] = set()
+        self._elsewhere = False
         self._prepared: set[bytes] = set()
         self._gtids = _gtids(self._old.gtid) if moment.version.mariadb else {}
 
@@ -126,7 +126,7 @@ class Reading:
             return  # the end of a statement that changed nothing more
         form, tracked = self._formats[number]
         if tracked is None:
-            self._others.add((form.database.decode(), form.table.decode()))
+            self._elsewhere = True
             return
         try:
             tracked.rows(form, event)
@@ -182,7 +182,8 @@ class Reading:
 
     def _causes(self, link: Cascade, reached: set[str]) -> bool:
         if link.database != self._database:
-            return (link.database, link.parent) in self._others
+            # By which keys its rows change in turn is not known: those may begin at any table of any database.
+            return self._elsewhere or any(each.any or each.changes.whole for each in self._tables.values())
         parent = self._tables.get(link.parent)
         if parent is None or parent.changes.whole:
             return True

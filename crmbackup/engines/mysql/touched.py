@@ -143,6 +143,16 @@ def read_cascades(connection: Connection, database: str) -> list[Cascade]:
         " unique_constraint_name FROM information_schema.referential_constraints WHERE constraint_schema = %s",
         (database,),
     )
+    # Of a key that holds the beginning of a column only, tables are cut by another one.
+    cut_otherwise = {
+        str(name)
+        for (name,) in execute(
+            connection,
+            "SELECT table_name FROM information_schema.statistics"
+            " WHERE table_schema = %s AND index_name = 'PRIMARY' AND sub_part IS NOT NULL",
+            (database,),
+        )
+    }
     return [
         Cascade(
             str(child),
@@ -151,7 +161,7 @@ def read_cascades(connection: Connection, database: str) -> list[Cascade]:
             delete not in _NEVER,
             update not in _NEVER,
             # Tables with a primary key are cut by that one.
-            unique == "PRIMARY",
+            unique == "PRIMARY" and str(parent) not in cut_otherwise,
         )
         for child, schema, parent, delete, update, unique in rows
         if delete not in _NEVER or update not in _NEVER

@@ -25,7 +25,7 @@ UNSUPPORTED = {
 
 _TABLES = f"""
 SELECT c.oid, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname), e.oid IS NOT NULL,
-       has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE'){{more}}
+       has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE'), row_security_active(c.oid){{more}}
   FROM pg_catalog.pg_class c
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_catalog.pg_am am ON am.oid = c.relam
@@ -37,7 +37,8 @@ SELECT c.oid, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname), e.oid
  ORDER BY n.nspname COLLATE "C", c.relname COLLATE "C"
 """
 _MORE = """, c.relpersistence, coalesce(am.amname, ''), coalesce(pg_relation_filenode(c.oid), 0), pg_relation_size(c.oid),
-       CASE WHEN c.reltoastrelid <> 0 THEN pg_relation_size(c.reltoastrelid) ELSE 0 END, coalesce(e.condition, '')"""
+       CASE WHEN c.reltoastrelid <> 0 THEN pg_relation_size(c.reltoastrelid) ELSE 0 END, coalesce(e.condition, ''),
+       NOT c.relispartition AND EXISTS (SELECT 1 FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid)"""
 
 _COLUMNS = """
 SELECT a.attrelid, a.attname, a.attnum, a.atttypid, a.atttypmod, a.attcollation, a.attgenerated,
@@ -59,13 +60,15 @@ SELECT c.oid, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname),
  ORDER BY n.nspname COLLATE "C", c.relname COLLATE "C"
 """
 
-#: A hash over an enum is one over oids, which are others after a restore (pg_dump loads such partitions by the root).
+#: A hash over an enum is one over oids, which are others after a restore (pg_dump loads such partitions by the root). So is
+#: one over arrays, ranges and rows of enums, or over an expression: the operator class tells, by the type that it is for:
+#: anyenum, anyarray, record, anyrange, anymultirange, or an enum of its own. Other arrays, ranges and rows do no harm.
 _ENUM_HASHED = """
 WITH RECURSIVE hashed(oid) AS (
     SELECT p.partrelid FROM pg_catalog.pg_partitioned_table p
      WHERE p.partstrat = 'h' AND EXISTS (
-           SELECT 1 FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
-            WHERE a.attrelid = p.partrelid AND a.attnum = ANY(p.partattrs) AND t.typtype = 'e')
+           SELECT 1 FROM pg_catalog.pg_opclass o JOIN pg_catalog.pg_type t ON t.oid = o.opcintype
+            WHERE o.oid = ANY(p.partclass) AND (t.oid IN (3500, 2277, 2249, 3831, 4537) OR t.typtype = 'e'))
 ), below(root, oid) AS (
     SELECT h.oid, i.inhrelid FROM hashed h JOIN pg_catalog.pg_inherits i ON i.inhparent = h.oid
     UNION ALL
@@ -78,7 +81,9 @@ SELECT b.oid, n.nspname, c.relname FROM below b
 
 
 class Listed(NamedTuple):
-    """A table as far as it can be told without waiting for whoever holds it. extension, readable: as in `Table`."""
+    """A table as far as it can be told without waiting for whoever holds it. extension: as in `Table`. readable: the user
+    has the right to. filtered: policies for rows hold for the user.
+    """
 
     oid: int
     schema: str
@@ -86,6 +91,7 @@ class Listed(NamedTuple):
     label: str
     extension: bool
     readable: bool
+    filtered: bool
 
     @property
     def sql(self) -> str:
@@ -98,7 +104,8 @@ class Table:
     """One table that holds rows of its own. Picklable.
 
     label: qualified and quoted where needed, for people. blocks: of its heap. width: bytes that one block leads to, its
-    TOAST included. columns: those that COPY carries (generated ones follow from them). condition: the rows of an
+    TOAST included. columns: those that COPY carries (generated ones follow from them); of a table that inherits by name, since
+    its parents' come first after a restore, wherever they lie. condition: the rows of an
     extension's configuration table that are the user's. root: the partitioned table that it must be loaded through, or
     empty. always_read: why its slices can never be skipped, or empty.
     """
@@ -171,8 +178,10 @@ def read_tables(connection: Connection) -> list[Table]:
         connection.execute("SELECT extname, extversion FROM pg_catalog.pg_extension ORDER BY 1").fetchall()
     )
     tables = []
-    for oid, schema, name, label, extension, _, persistence, method, filenode, size, toast, condition in rows:
+    for oid, schema, name, label, extension, _, _, persistence, method, filenode, size, toast, condition, heir in rows:
         own = columns[oid]
+        carried = [column[0] for column in own if not column[8] and not column[5]]
+        order = sorted(carried) if heir else carried
         blocks = size // block_size
         facts = types.of([column[2] for column in own if not column[8]])
         tables.append(
@@ -187,9 +196,11 @@ def read_tables(connection: Connection) -> list[Table]:
                 size=size + toast,
                 blocks=blocks,
                 width=(size + toast) // blocks if blocks else block_size,
-                columns=tuple(column[0] for column in own if not column[8] and not column[5]),
+                columns=tuple(order),
                 condition=condition,
-                fingerprint=_fingerprint(connection, own, facts, extensions, condition),
+                fingerprint=_fingerprint(
+                    connection, own, facts, extensions, condition, () if order == carried else order
+                ),
                 always_read=facts.always_read if method == "heap" else f"its access method is {method}",
                 root=roots.get(oid),
                 extension=extension,
@@ -199,10 +210,15 @@ def read_tables(connection: Connection) -> list[Table]:
 
 
 def _fingerprint(
-    connection: Connection, columns: Sequence[tuple[Any, ...]], facts: TypeFacts, extensions: str, condition: str
+    connection: Connection,
+    columns: Sequence[tuple[Any, ...]],
+    facts: TypeFacts,
+    extensions: str,
+    condition: str,
+    order: Sequence[str],
 ) -> str:
-    """All that can change the text of a row while its tuple stays."""
-    parts = (connection.info.server_version, columns, facts.fingerprint, extensions, condition)
+    """All that can change the text of a row while its tuple stays. order: of columns that are not written as they lie."""
+    parts = (connection.info.server_version, columns, facts.fingerprint, extensions, condition, *order)
     return blake2b(repr(parts).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 

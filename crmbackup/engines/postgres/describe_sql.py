@@ -62,7 +62,8 @@ def _on_table(catalog: str, alias: str, column: str) -> str:
 
 
 _TABLE = "format('%I.%I', n.nspname, c.relname)"
-_TOAST = f"(SELECT {_OPTIONS.format('t.reloptions')} FROM pg_class t WHERE t.oid = c.reltoastrelid)"
+#: A table whose columns of long values were dropped still has its TOAST table, and does not get it back.
+_TOAST = f"coalesce((SELECT {_OPTIONS.format('t.reloptions')} FROM pg_class t WHERE t.oid = c.reltoastrelid), '{{}}')"
 _METHOD = "(SELECT amname FROM pg_am WHERE oid = c.relam)"
 _COLLATION = (
     "(SELECT format('%I.%I', k.nspname, l.collname) FROM pg_collation l"

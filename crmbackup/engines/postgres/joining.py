@@ -132,7 +132,7 @@ def _labels(connection: Connection) -> dict[Any, Any]:
 
 
 def refuse_unreadable(server: Server, tables: Sequence[Listed]) -> None:
-    """Every table must be readable. Raises SourceDenied with the statements that help."""
+    """Every table must be readable, and all rows of it. Raises SourceDenied with the statements that help."""
     denied = [table for table in tables if not table.readable]
     if denied:
         names = ", ".join(table.label for table in denied[:5]) + (" ..." if len(denied) > 5 else "")
@@ -146,6 +146,14 @@ def refuse_unreadable(server: Server, tables: Sequence[Listed]) -> None:
             f"the user may not read {len(denied)} of {len(tables)} tables of {server.name}",
             why=names,
             hint=f"GRANT pg_read_all_data TO {user} (PostgreSQL 14 and later), or: {grants}",
+        )
+    filtered = [table.label for table in tables if table.filtered]
+    if filtered:
+        user = dict(server.keywords).get("user", "the backup role")
+        raise SourceDenied(
+            f"row-level security may hide rows of {len(filtered)} of {len(tables)} tables of {server.name} from the user",
+            why=", ".join(filtered[:5]) + (" ..." if len(filtered) > 5 else ""),
+            hint=f"ALTER ROLE {user} BYPASSRLS, which needs a superuser; rows are never left out",
         )
 
 

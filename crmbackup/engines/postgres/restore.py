@@ -241,7 +241,7 @@ class PostgresRestore(Restore):
                 with target_errors(server):
                     self.neutralised += finishing.neutralise(holder)
         if self._created:
-            give_settings(holder, server, plan.layout, owners=not self._ours, neutral=plan.neutral)
+            give_settings(holder, server, plan.layout, self._emit, owners=not self._ours, neutral=plan.neutral)
         # Rows go before foreign servers can be asked again.
         self.neutralised = self._whole + self.neutralised
         self._end(holder)

@@ -240,7 +240,10 @@ def _renew_public(connection: Connection, before: Mapping[str, Any] | None) -> N
         f"SELECT DISTINCT format('DROP %s IF EXISTS %s CASCADE', {words}, i.identity) FROM pg_depend d,"
         " LATERAL pg_identify_object(d.classid, d.objid, 0) i WHERE d.refclassid = 'pg_namespace'::regclass"
         " AND d.refobjid = (SELECT oid FROM pg_namespace WHERE nspname = 'public') AND d.deptype = 'n'"
-        " AND d.objsubid = 0 AND d.classid <> 'pg_default_acl'::regclass",
+        " AND d.objsubid = 0 AND d.classid <> 'pg_default_acl'::regclass"
+        # What belongs to another object, as a range's functions do, can only go with that one.
+        " AND NOT EXISTS (SELECT 1 FROM pg_depend o WHERE o.classid = d.classid AND o.objid = d.objid"
+        " AND o.objsubid = 0 AND o.deptype = 'i')",
     )
     _each(
         connection,

@@ -7,13 +7,20 @@ from contextlib import closing
 from typing import Any
 
 import psycopg
+from psycopg import errors as pg
 
 from crmbackup.core.errors import TargetError, TargetExists
-from crmbackup.core.events import Emit, Notice
+from crmbackup.core.events import Emit, Notice, Warned
 from crmbackup.engines.postgres import restore_clean as clean
-from crmbackup.engines.postgres.connection import Server, connect, quoted, target_errors
+from crmbackup.engines.postgres.connection import Server, connect, quoted, target_errors, text_of
 from crmbackup.engines.postgres.layout import Layout
-from crmbackup.engines.postgres.roles import create_database_sql, database_settings_sql, needed_roles, roles_sql
+from crmbackup.engines.postgres.roles import (
+    create_database_sql,
+    database_settings_sql,
+    needed_roles,
+    role_settings_sql,
+    roles_sql,
+)
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -107,8 +114,12 @@ def drop_database(server: Server) -> None:
         connection.execute(text.encode(connection.info.encoding))
 
 
-def give_settings(connection: Connection, server: Server, layout: Layout, *, owners: bool, neutral: bool) -> None:
-    """The properties of the database itself. neutral: without libraries to load. Raises TargetError kinds."""
+def give_settings(
+    connection: Connection, server: Server, layout: Layout, emit: Emit, *, owners: bool, neutral: bool
+) -> None:
+    """The properties of the database itself, and what roles have set in it. neutral: without libraries to load, and
+    without what roles have set. Raises TargetError kinds.
+    """
     database = dict(layout.database)
     if neutral:
         database["settings"] = [item for item in database["settings"] if item[0].lower() not in _PRELOADED]
@@ -116,3 +127,17 @@ def give_settings(connection: Connection, server: Server, layout: Layout, *, own
     for text in database_settings_sql(database, server.database, owners=owners):
         with target_errors(server, "settings of the database"):
             connection.execute(text.encode(codec))
+    if owners and not neutral:
+        with target_errors(server, "settings of roles in the database"):
+            _give_role_settings(connection, server, layout, emit)
+
+
+def _give_role_settings(connection: Connection, server: Server, layout: Layout, emit: Emit) -> None:
+    """Raises psycopg.Error."""
+    codec = connection.info.encoding
+    for text in role_settings_sql(layout.roles, _existing(connection), server.database):
+        try:
+            connection.execute(text.encode(codec))
+        except (pg.InsufficientPrivilege, pg.UndefinedObject, pg.InvalidParameterValue) as error:
+            hint = f"run it as a superuser: {text}"
+            emit(Warned("role-settings", f"a role's setting in {server.name} is left out: {text_of(error)}", hint))

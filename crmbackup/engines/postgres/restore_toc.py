@@ -89,6 +89,11 @@ class Entry:
         return f"{self.kind} {name}" if schema == "-" else f"{self.kind} {schema}.{name}"
 
     @property
+    def fills_view(self) -> bool:
+        """Whether it makes a view what it is: a part of the view, not of the tables that it reads."""
+        return self.kind == "RULE" and self.bare.endswith(" _RETURN")
+
+    @property
     def bare(self) -> str:
         """The name, without its kind and owner."""
         return self.label.removeprefix(f"{self.kind} ")
@@ -171,7 +176,8 @@ class _Closure:
         for entry in entries:
             if (entry.kind in _PARTS and entry.kind not in _JOINING) or entry.kind in _REMARKS:
                 for need in entry.needs:
-                    self._parts[need].append(entry)
+                    if not entry.fills_view or (need in self._by_id and self._by_id[need].kind == "VIEW"):
+                        self._parts[need].append(entry)
 
     def add_all(self, numbers: Collection[int]) -> None:
         """These, what they need, and what is a part of any of them."""

@@ -10,7 +10,7 @@ as `current_database()` gives it there.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import psycopg
@@ -200,6 +200,12 @@ def roles_sql(
     if login:
         result += _role_settings(roles["settings"], missing.keys(), database)
     return result
+
+
+def role_settings_sql(roles: Mapping[str, Any], existing: Collection[str], database: str) -> list[str]:
+    """What roles had set in this database alone (ALTER ROLE ... IN DATABASE), of those that the target has."""
+    here = [entry for entry in roles["settings"] if entry["database"]]
+    return list(_role_settings(here, existing, database))
 
 
 def _create(role: Mapping[str, Any], *, login: bool) -> str:
