@@ -17,6 +17,7 @@ from crmbackup.cli.waking import installations, scope_installed, wanted_for
 from crmbackup.cli.wiring import Keys, Place, Wiring
 from crmbackup.core.errors import CrmBackupError, Interrupted
 from crmbackup.core.events import discard
+from crmbackup.operations.drills import AHEAD
 from crmbackup.policy.find import list_policies, policy_directories
 from crmbackup.policy.loader import LoadedPolicy, load_policy
 from crmbackup.storage.open import examine_address
@@ -168,6 +169,14 @@ def _storage(host: Wiring, loaded: LoadedPolicy) -> Iterator[Finding]:
         repository = host.opened(storage, None, pin)
         listing = repository.snapshots(name)
         yield Finding("ok", "storage", f"{place.text} is reached, {plural(len(listing.headers), 'snapshot')}")
+        for problem in listing.problems:
+            yield failed(
+                "storage", problem, f"`crmbackup check {name}` names what is damaged; bring it back from a copy"
+            )
+        ahead = [header for header in listing.headers if header.captured > host.clock.now() + AHEAD]
+        if ahead:
+            text = f"snapshot {ahead[-1].snapshot_id} is dated in the future, {ahead[-1].captured:%Y-%m-%d %H:%M} UTC"
+            yield Finding("warning", "clock", text, f"set the clock of this host or of {ahead[-1].host} right")
         join = f"`crmbackup init {name} --join` with the identity"
         key = host.files.host_key()
         if pin is None:

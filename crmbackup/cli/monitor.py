@@ -105,7 +105,7 @@ def _judged(host: Wiring, name: str, *, metrics: bool) -> Judgement:
     from crmbackup.cli.failures import explain
     from crmbackup.core.errors import Interrupted, RepositoryError
     from crmbackup.operations.checked import read_checks
-    from crmbackup.operations.drills import read_drills
+    from crmbackup.operations.drills import AHEAD, read_drills
     from crmbackup.operations.monitoring import Judgement, State, judge
     from crmbackup.repository.edges import read_edges
 
@@ -114,8 +114,8 @@ def _judged(host: Wiring, name: str, *, metrics: bool) -> Judgement:
         loaded = host.load(name)
         shown = loaded.policy.name
         repository = host.open_keyless(host.policy_place(loaded))
-        edges = read_edges(repository, shown)
         now = host.clock.now()
+        edges = read_edges(repository, shown, now + AHEAD)
         drills = read_drills(repository, shown, now)
         checks = read_checks(host.paths.state, repository.document.repository_id, shown)
         found = judge(loaded.policy, edges, drills, repository.document.created, now, checks)

@@ -25,8 +25,6 @@ class State(IntEnum):
 
 #: What is worse when several things are judged: something known to be bad before something not known.
 SEVERITY = (State.OK, State.UNKNOWN, State.WARNING, State.CRITICAL)
-#: A snapshot may seem this much younger than nothing: clocks of two machines differ.
-CLOCK_GRACE = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -78,14 +76,18 @@ def judge(policy: Policy, edges: Edges, drills: Drills, made: datetime, now: dat
 
 def _judge_snapshots(found: Judgement, policy: Policy, edges: Edges, now: datetime) -> None:
     rpo = policy.objectives.rpo
+    if edges.ahead:
+        # It may hide that none is taken any more: age is judged by the others.
+        found.add(
+            State.WARNING,
+            f"a snapshot is dated {span(edges.ahead.captured - now)} in the future: a clock is or was wrong",
+        )
     if edges.newest is None or edges.oldest is None:
-        found.add(State.CRITICAL, "there is no complete snapshot")
+        found.add(State.CRITICAL, f"there is no complete snapshot{' of the past' if edges.ahead else ''}")
         return
     age, oldest = now - edges.newest.captured, now - edges.oldest.captured
     text = f"newest {span(age)}"
-    if age < -CLOCK_GRACE:
-        found.add(State.WARNING, f"the newest snapshot is dated {span(-age)} in the future: a clock is wrong")
-    elif rpo is None:
+    if rpo is None:
         found.add(State.OK, f"{text} (no objectives.rpo to judge it by)")
     elif age > rpo:
         found.add(State.CRITICAL if age > 2 * rpo else State.WARNING, f"{text}, RPO is {span(rpo)}")

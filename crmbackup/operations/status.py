@@ -51,7 +51,8 @@ class Concern:
 
 @dataclass(frozen=True)
 class Standing:
-    """How a policy stands. age: of the newest snapshot. following: the next key and its time, in UTC.
+    """How a policy stands. newest: of the snapshots that are not dated in the future; age: its own. following: the next key
+    and its time, in UTC.
 
     growth: of the source over the last snapshots, 0.1 is a tenth more; None with fewer than two.
     """
@@ -66,7 +67,7 @@ class Standing:
 
 def judge(facts: Facts) -> Standing:
     """What the facts come to."""
-    headers = facts.headers
+    headers = [header for header in facts.headers if not _ahead(facts, header)]
     newest = headers[-1] if headers else None
     recent = [header.source_size for header in headers[-TREND:]]
     return Standing(
@@ -85,9 +86,14 @@ def _concerns(facts: Facts, newest: ManifestHeader | None) -> Iterator[Concern]:
         yield Concern(facts.problem.code, str(facts.problem), facts.problem.hint)
     for problem in facts.distrusted:
         yield Concern(problem.code, str(problem), problem.hint or f"`crmbackup check {name}` tells more")
+    future = [header for header in facts.headers if _ahead(facts, header)]
+    if future:
+        # It may hide that none is taken any more: age is judged by the others.
+        text = f"a snapshot is dated in the future, {future[-1].captured:%Y-%m-%d %H:%M} UTC"
+        yield Concern("clock", text, f"set the clock of this host or of {future[-1].host} right")
     if newest:
         yield from _age(facts, newest)
-    elif not facts.problem:
+    elif not facts.problem and not future:
         yield Concern("no-snapshot", "there is no snapshot", f"`crmbackup backup {name}` takes the first one")
     if facts.backup and facts.backup.failures:
         times = f"{facts.backup.failures} times in a row" if facts.backup.failures > 1 else "once"
@@ -95,6 +101,10 @@ def _concerns(facts: Facts, newest: ManifestHeader | None) -> Iterator[Concern]:
         yield Concern("backup-failed", f"the last scheduled backup failed, {times}: {facts.backup.error}", hint)
     yield from _check(facts)
     yield from _drill(facts)
+
+
+def _ahead(facts: Facts, header: ManifestHeader) -> bool:
+    return header.captured > facts.now + AHEAD
 
 
 def _check(facts: Facts) -> Iterator[Concern]:
@@ -116,10 +126,7 @@ def _age(facts: Facts, newest: ManifestHeader) -> Iterator[Concern]:
     hint = (
         f"`crmbackup backup {policy.name}` takes one now; `crmbackup doctor {policy.name}` finds out why none was taken"
     )
-    if newest.captured > now + AHEAD:
-        text = f"the newest snapshot is dated in the future, {newest.captured:%Y-%m-%d %H:%M} UTC"
-        yield Concern("clock", text, f"set the clock of this host or of {newest.host} right")
-    elif rpo is not None:
+    if rpo is not None:
         if now - newest.captured > rpo:
             yield Concern("rpo-missed", "the newest snapshot is older than objectives.rpo allows", hint)
     else:

@@ -149,6 +149,16 @@ def test_doctor_finds_what_would_fail_and_says_what_mends_it(crm: Host, database
     assert levels(doctor(crm, "./broken.yaml", code=14)["broken", "policy"]) == ["fail"]
 
 
+def test_doctor_finds_a_damaged_manifest(crm: Host, tmp_path: Path) -> None:
+    assert levels(doctor(crm, "crm", code=14)["crm", "storage"])[:1] == ["ok"]
+    (manifest,) = (tmp_path / "repository" / "snapshots" / "crm").iterdir()
+    manifest.chmod(0o600)
+    manifest.write_bytes(manifest.read_bytes()[:-1])
+    found = [each for each in doctor(crm, "crm", code=14)["crm", "storage"] if each["level"] == "fail"]
+    assert [each["text"].partition(":")[0] for each in found] == ["object-damaged"]
+    assert "crmbackup check crm" in found[0]["mend"]
+
+
 def test_doctor_on_s3(host: Host, on_s3: Path, seaweed: S3Server) -> None:
     host.run("backup", on_s3)
     found = doctor(host, on_s3)

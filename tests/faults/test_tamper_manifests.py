@@ -6,6 +6,7 @@ import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from crmbackup.core.errors import (
 )
 from crmbackup.core.events import Event, Warned
 from crmbackup.repository.chunks import PackInfo
+from crmbackup.repository.edges import read_edges
 from crmbackup.repository.manifest import MAGIC, PREFIX_SIZE, encode_manifest
 from crmbackup.repository.repository import Repository, Snapshots, find_snapshot
 from crmbackup.repository.sealing import STANZA_SIZE
@@ -115,6 +117,21 @@ def test_a_damaged_manifest_makes_the_next_run_full_with_a_warning(kept: Kept) -
     assert [event.code for event in events if isinstance(event, Warned)] == ["object-damaged", "parent-gone"]
     assert taken.header.kind == "full"
     assert kept.site.restored(taken.header) == kept.images[kept.incremental.snapshot_id]
+
+
+def test_the_ends_of_a_history_leave_out_what_is_damaged_and_what_is_dated_in_the_future(kept: Kept) -> None:
+    repository = kept.site.open(key=False)
+    two = (kept.full, kept.incremental)  # of one second perhaps, then either may be taken for the newest
+    edges = read_edges(repository, "crm", kept.incremental.captured)
+    assert edges.newest in two
+    assert (edges.count, edges.problems, edges.ahead) == (2, (), None)
+    future = read_edges(repository, "crm", kept.full.captured - timedelta(microseconds=1))
+    assert future.newest is None
+    assert future.ahead in two
+    flip(kept.manifest(kept.incremental), 100)
+    edges = read_edges(repository, "crm", kept.full.captured)
+    assert (edges.oldest, edges.newest, edges.ahead) == (kept.full, kept.full, None)
+    assert codes(edges.problems) == {"object-damaged"}
 
 
 def test_swapped_manifests_are_problems(kept: Kept) -> None:

@@ -51,7 +51,6 @@ def judged(
         (RPO, 26 * HOUR, State.OK, "newest 1d2h"),
         (RPO, 27 * HOUR, State.WARNING, "RPO is 1d2h"),
         (RPO, 53 * HOUR, State.CRITICAL, "RPO is 1d2h"),
-        (RPO, -4 * HOUR, State.WARNING, "4h in the future"),
         (RPO, timedelta(seconds=-30), State.OK, "newest 0s"),
         (PLAIN, 900 * DAY, State.OK, "no objectives.rpo"),
     ],
@@ -60,6 +59,17 @@ def test_the_age_of_the_newest_snapshot(policy: Policy, age: timedelta, state: S
     found = judged(policy, edges(age))
     assert (found.state, text in ", ".join(found.texts)) == (state, True)
     assert {number.label for number in found.numbers} == {"age", "oldest", "snapshots"}
+
+
+def test_a_snapshot_of_the_future_hides_no_others() -> None:
+    late = replace(edges(53 * HOUR), ahead=header(-4 * HOUR))
+    assert judged(RPO, replace(late, newest=header(HOUR))).state is State.WARNING
+    found = judged(RPO, late)
+    assert found.state is State.CRITICAL
+    assert "4h in the future" in found.texts[0]
+    assert "RPO is 1d2h" in found.texts[1]
+    assert {number.label: number.value for number in found.numbers}["age"] == 53 * 3600
+    assert judged(RPO, replace(late, newest=None)).state is State.CRITICAL
 
 
 def test_nothing_there_and_something_forged() -> None:

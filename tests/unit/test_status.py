@@ -49,6 +49,8 @@ DAMAGE = Checked(NOW - DAY, (3, 28), 2, "pack ab is damaged")
         (facts(header(3 * HOUR)), ["rpo-missed"]),
         (facts(header(3 * HOUR), FRESH), []),
         (facts(header(-HOUR)), ["clock"]),
+        (facts(FRESH, header(-HOUR)), ["clock"]),
+        (facts(header(3 * HOUR), header(-HOUR)), ["clock", "rpo-missed"]),
         (facts(header(-timedelta(minutes=5))), []),
         # Without an RPO the schedule says how old is too old.
         (facts(header(100 * DAY), policy=""), []),
