@@ -144,8 +144,7 @@ def source_connection(path: Path, busy_seconds: float) -> Iterator[apsw.Connecti
     The empty log and the shared memory that opening a WAL database makes are removed again, unless somebody uses them:
     left behind they would belong to us, and an application that runs as another user could not write to its database.
     """
-    log = side_file(path, "-wal")
-    nothing_logged = not log.exists() or not log.stat().st_size
+    nothing_logged = _nothing_logged(path)
     connection = open_source(path, busy_seconds)
     try:
         yield connection
@@ -154,6 +153,13 @@ def source_connection(path: Path, busy_seconds: float) -> Iterator[apsw.Connecti
             # SQLite removes both when the last connection is closed with this off, and does nothing otherwise.
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         connection.close()
+
+
+def _nothing_logged(path: Path) -> bool:
+    try:
+        return side_file(path, "-wal").stat().st_size == 0
+    except FileNotFoundError:  # also one that an application removes just now
+        return True
 
 
 def side_file(path: Path, suffix: str) -> Path:
