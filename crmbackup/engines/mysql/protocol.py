@@ -9,7 +9,7 @@ https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_com_query_respon
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import blake3
@@ -59,21 +59,13 @@ def read_packets(connection: Connection, sql: str) -> Iterator[bytes | bytearray
         _pass_columns(raw)
         read = raw._rfile.read
         while True:
-            header = read(4)
-            if len(header) < 4:
-                raise _lost()
-            length = header[0] | header[1] << 8 | header[2] << 16
-            row = read(length)
-            if len(row) < length:
-                raise _lost()
-            if length == _MORE:
-                row = _with_rest(read, row)
+            row = _packet(read)
             first = row[0]
             if first >= _END:
                 if first == _ERROR:
                     ended = True
                     MysqlPacket(row, connection.encoding).raise_for_error()
-                if length < 9:
+                if len(row) < 9:
                     ended = True
                     return
             # A row may have hundreds of MiB: it is the caller's alone.
@@ -266,20 +258,27 @@ def _with_more(stream: Any, data: bytes) -> bytes:
     return data + more
 
 
-def _with_rest(read: Any, first: bytes) -> bytearray:
-    """A packet of 16 MiB and more, whose first part was read."""
-    whole = bytearray(first)
-    while True:
-        header = read(4)
-        if len(header) < 4:
-            raise _lost()
-        length = header[0] | header[1] << 8 | header[2] << 16
-        part = read(length)
-        if len(part) < length:
-            raise _lost()
+def _packet(read: Callable[[int], bytes]) -> bytes | bytearray:
+    """A packet, put together where it came in parts of 16 MiB. Raises pymysql.Error."""
+    part = _part(read)
+    if len(part) < _MORE:
+        return part
+    whole = bytearray(part)
+    while len(part) == _MORE:
+        part = _part(read)
         whole += part
-        if length < _MORE:
-            return whole
+    return whole
+
+
+def _part(read: Callable[[int], bytes]) -> bytes:
+    header = read(4)
+    if len(header) < 4:
+        raise _lost()
+    length = header[0] | header[1] << 8 | header[2] << 16
+    part = read(length)
+    if len(part) < length:
+        raise _lost()
+    return part
 
 
 def read_log(connection: Connection, file: str, offset: int, *, mariadb: bool) -> Iterator[bytes]:
@@ -294,15 +293,7 @@ def read_log(connection: Connection, file: str, offset: int, *, mariadb: bool) -
         raw._execute_command(COMMAND.COM_BINLOG_DUMP, place + file.encode())
         read = raw._rfile.read
         while True:
-            header = read(4)
-            if len(header) < 4:
-                raise _lost()
-            length = header[0] | header[1] << 8 | header[2] << 16
-            packet = read(length)
-            if len(packet) < length:
-                raise _lost()
-            if length == _MORE:
-                packet = bytes(_with_rest(read, packet))
+            packet = bytes(_packet(read))
             if packet[0] == _ERROR:
                 MysqlPacket(packet, connection.encoding).raise_for_error()
             if packet[0] == _END:
