@@ -101,6 +101,7 @@ def command(
     from crmbackup.core.events import Warned
     from crmbackup.engines.base import RestoreOptions
     from crmbackup.operations.restore import plan_restore, run_restore, warn_of_future
+    from crmbackup.storage.address import LocalAddress
 
     if at is not None and wanted != "latest":
         raise UsageError("--at and --snapshot exclude each other", hint="leave one of them out")
@@ -126,6 +127,8 @@ def command(
             if engine:
                 host.engines.require_engine(engine, to)
         target = host.engines.target(to, options, place.loaded)
+        if not is_server(to) and isinstance(place.address, LocalAddress):
+            _refuse_repository(Path(target.name), place.address.path)
         replaces = target.check()
         repository = host.open_reader(place, Keys(identity_file, passphrase_file), need_identity=True)
         header = choose_snapshot(repository, of_policy or place.policy_name, wanted, show.event, at)
@@ -202,6 +205,16 @@ def _plan_data(plan: RestorePlan) -> dict[str, object]:
         "not_covered": plan.body.not_covered,
         "notes": plan.notes,
     }
+
+
+def _refuse_repository(target: Path, repository: Path) -> None:
+    """With --overwrite a restore could replace the very pack that it reads. Raises UsageError."""
+    from crmbackup.core.errors import UsageError
+
+    if target.resolve().is_relative_to(repository.resolve()):
+        raise UsageError(
+            f"{target} lies within the repository", hint="restore elsewhere: it holds backups and nothing else"
+        )
 
 
 def _plan_text(plan: RestorePlan, *, overwrite: bool) -> None:

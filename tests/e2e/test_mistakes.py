@@ -156,6 +156,18 @@ def test_restoring_over_the_source_itself_warns(ready: Host, database: Path) -> 
     assert done.one("warning")["code"] == "target-is-source"
 
 
+def test_nothing_is_restored_into_the_repository(ready: Host, tmp_path: Path) -> None:
+    """With --overwrite that could be the very pack that is read."""
+    repository = tmp_path / "repository"
+    before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
+    (pack,) = repository.glob("packs/*/*")
+    (ready.cwd / "link").symlink_to(repository)
+    for target in (pack, repository / "packs" / "new.db", "link/repository.json"):
+        done = ready.run("restore", "crm", "--to", target, "--overwrite", "--json", code=2)
+        assert "lies within the repository" in done.error["message"]
+    assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
+
+
 def test_a_snapshot_from_a_clock_that_was_wrong_is_warned_of(ready: Host, tmp_path: Path) -> None:
     identity = Identity.from_text((tmp_path / "identity.txt").read_text())
     host_key = HostKey.from_text((ready.config / "host.key").read_text())
