@@ -149,6 +149,22 @@ _RIGHTS = "grant the right; docs/postgresql.md lists what a backup role needs"
 
 
 @contextmanager
+def in_encoding(connection: psycopg.Connection[tuple[object, ...]], encoding: str) -> Iterator[None]:
+    """Let statements be bytes in this encoding, which the server knows; afterwards they are what they were.
+
+    Raises psycopg.Error.
+    """
+    usual = str(connection.info.parameter_status("client_encoding"))
+    set_to = "SELECT pg_catalog.set_config('client_encoding', %s, false)"
+    connection.execute(set_to, (encoding,))
+    try:
+        yield
+    finally:
+        if not connection.broken:
+            connection.execute(set_to, (usual,))
+
+
+@contextmanager
 def source_errors(server: Server, what: str = "") -> Iterator[None]:
     """Turn PostgreSQL's errors into ours. `what` is what was being read, such as "table crm.contacts"."""
     place = f"{what}: " if what else ""

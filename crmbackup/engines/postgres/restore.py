@@ -21,13 +21,14 @@ from crmbackup.engines.pieces import Piece, private
 from crmbackup.engines.postgres import restore_clean as clean
 from crmbackup.engines.postgres import restore_data as data
 from crmbackup.engines.postgres import restore_finish as finishing
+from crmbackup.engines.postgres import restore_indexes as indexes
 from crmbackup.engines.postgres.connection import Server, connect, quoted, target_errors
 from crmbackup.engines.postgres.layout import TableLayout, image_digest
 from crmbackup.engines.postgres.programs import Program
 from crmbackup.engines.postgres.records import LARGE_OBJECTS
 from crmbackup.engines.postgres.restore_keys import BrokenKeys, make_foreign_keys
 from crmbackup.engines.postgres.restore_plan import Plan, choose_entries
-from crmbackup.engines.postgres.restore_program import list_entries, program_for, run_section
+from crmbackup.engines.postgres.restore_program import list_entries, program_for, run_section, text_of_entries
 from crmbackup.engines.postgres.restore_roles import (
     MAINTENANCE,
     create_database,
@@ -229,7 +230,7 @@ class PostgresRestore(Restore):
         if self._content != "data":
             last = [entry for entry in self._entries if entry.kind == "EVENT TRIGGER"]
             before = without(self._entries, {entry.id for entry in last})
-            self._follow_rows(holder, before, workers.count)
+            self._follow_rows(holder, self._after_indexes(holder, before, workers), workers.count)
             if self._content == "all":
                 finishing.refresh(holder, server, self._matviews(), self._emit, neutral=plan.neutral)
         if self._content != "schema":
@@ -245,6 +246,27 @@ class PostgresRestore(Restore):
         # Rows go before foreign servers can be asked again.
         self.neutralised = self._whole + self.neutralised
         self._end(holder)
+
+    def _after_indexes(self, holder: Connection, entries: Sequence[Entry], workers: Workers) -> list[Entry]:
+        """Build the indexes of large tables that sorting makes; gives the entries that are left."""
+        with target_errors(self._plan.server):
+            large = indexes.large_tables(holder)
+        keys = {f"1259/{table.oid}": (table.schema, table.name) for table in self._tables}
+        sizes = {entry.id: large[keys[entry.key]] for entry in entries if keys.get(entry.key) in large}
+        chosen = [
+            entry for entry in entries if entry.kind in indexes.SORTED and not sizes.keys().isdisjoint(entry.needs)
+        ]
+        if not chosen:
+            return list(entries)
+        assert self._program is not None
+        text = text_of_entries(self._program, self._directory / _ARCHIVE, chosen)
+        builds, encoding = indexes.builds(chosen, sizes, text), str(self._plan.layout.database["encoding"])
+        futures = [workers.submit(indexes.build, self._session, encoding, build) for build in builds]
+        for future in futures:
+            future.result()
+        indexes.follow(holder, self._plan.server, encoding, builds)
+        built = {build.entry.id for build in builds}
+        return [entry for entry in entries if entry.id not in built]
 
     def _follow_rows(self, holder: Connection, entries: Sequence[Entry], jobs: int) -> None:
         """Indexes, constraints, triggers and the like."""

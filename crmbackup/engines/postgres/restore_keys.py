@@ -13,11 +13,10 @@ from psycopg import errors as pg
 
 from crmbackup.core.errors import ObjectDamaged
 from crmbackup.core.events import Emit, Notice, Warned
-from crmbackup.engines.postgres.connection import Server, target_errors, text_of
+from crmbackup.engines.postgres.connection import Server, in_encoding, target_errors, text_of
 from crmbackup.engines.postgres.programs import Program
 from crmbackup.engines.postgres.restore_program import statement_of
 from crmbackup.engines.postgres.restore_toc import Entry
-from crmbackup.engines.postgres.roles import literal
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -59,13 +58,10 @@ def make_foreign_keys(
     """
     found = BrokenKeys()
     texts: list[bytes] = []
-    with target_errors(server):
-        usual = str(connection.info.parameter_status("client_encoding"))
-        # The statements are passed on byte by byte.
-        connection.execute(f"SET client_encoding = {literal(encoding)}".encode("ascii"))
     for key in keys:
         text = statement_of(program, archive, key)
-        with target_errors(server, key.label):
+        # The statements are passed on byte by byte.
+        with target_errors(server, key.label), in_encoding(connection, encoding):
             try:
                 connection.execute(text)
             except pg.DuplicateObject:
@@ -81,7 +77,6 @@ def make_foreign_keys(
                 texts += whole
                 _tell(emit, key, error, left_out=key.id in found.left_out, neutral=neutral)
     with target_errors(server):
-        connection.execute(f"SET client_encoding = {literal(usual)}".encode("ascii"))
         for text in texts:
             row = connection.execute("SELECT pg_catalog.convert_from(%b, %s)", (text, encoding)).fetchone()
             found.whole.append(str(row[0]) if row else "")

@@ -66,6 +66,13 @@ def statement_of(program: Program, archive: Path, entry: Entry) -> bytes:
     return text[begin + 1 : end]
 
 
+def text_of_entries(program: Program, archive: Path, entries: Iterable[Entry]) -> bytes:
+    """What makes these objects, in the archive's encoding, each under its number. Raises ObjectDamaged, LocalError kinds."""
+    wanted = archive.with_suffix(".text")
+    wanted.write_text("".join(f"{entry.id};\n" for entry in entries), "ascii")
+    return _read(program, archive, "--verbose", "--no-tablespaces", "--file=-", f"--use-list={wanted}")
+
+
 def _read(program: Program, archive: Path, *options: str) -> bytes:
     """What pg_restore prints of an archive. Raises ObjectDamaged, LocalError kinds."""
     try:
