@@ -48,7 +48,8 @@ def fail(message: str, *, key: str | None = None, suggestion: str | None = None)
 class Section(BaseModel):
     """A mapping of known keys. A key without a value is an error, so that a forgotten value is never a default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    # Deferred: one validator is built, for the whole policy, not one for each section too. Every command waits for it.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -28,7 +28,7 @@ _LOST = (
 )
 _PIECE = 8 * 1024 * 1024
 #: How often it is asked whether pg_dump has its locks, which takes it some tenths of a second.
-_LOOK_SECONDS = 0.02
+_LOOK_SECONDS = 0.005
 #: What the session of that name has locked.
 _HELD = """
 SELECT l.relation FROM pg_catalog.pg_locks l
