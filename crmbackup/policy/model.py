@@ -266,6 +266,12 @@ class Catalog(Section):
     )
 
 
+def _all_defaults(description: str) -> Any:
+    """A section that may be absent. Its defaults are filled in by the policy's validator: an instance here would need one
+    of its own, which every command would wait for."""
+    return Field(default={}, validate_default=True, description=description)
+
+
 class Policy(Section):
     """A crmbackup policy: what is protected, where to, when, how long, how well, and how that is proved."""
 
@@ -274,17 +280,17 @@ class Policy(Section):
     source: Source = Field(description="The database that is protected.")
     repository: Repository = Field(description="The place where snapshots are kept, and the secrets that open it.")
     schedule: Schedule | None = Field(default=None, description="When runs are due.")
-    retention: Retention = Field(default=Retention(), description="Which snapshots are kept.")
-    prune: Prune = Field(default=Prune(), description="How packs that no snapshot needs any more are deleted.")
-    check: Check = Field(default=Check(), description="How the repository is looked through.")
-    objectives: Objectives = Field(default=Objectives(), description="What the backups are for, in time.")
-    drill: Drill = Field(default=Drill(), description="How a restore is rehearsed and proved.")
-    limits: Limits = Field(default=Limits(), description="How much of machine and network a run may take.")
+    retention: Retention = _all_defaults(description="Which snapshots are kept.")
+    prune: Prune = _all_defaults(description="How packs that no snapshot needs any more are deleted.")
+    check: Check = _all_defaults(description="How the repository is looked through.")
+    objectives: Objectives = _all_defaults(description="What the backups are for, in time.")
+    drill: Drill = _all_defaults(description="How a restore is rehearsed and proved.")
+    limits: Limits = _all_defaults(description="How much of machine and network a run may take.")
     catalog: Catalog | None = Field(
         default=None, description="Where the history of runs is kept. Default: inside the state directory."
     )
-    notify: Notify = Field(default=Notify(), description="Whom to tell about what.")
-    hooks: Hooks = Field(default=Hooks(), description="Programs that run before and after.")
+    notify: Notify = _all_defaults(description="Whom to tell about what.")
+    hooks: Hooks = _all_defaults(description="Programs that run before and after.")
     log: Log | None = Field(default=None, description="Where runs are logged.")
 
     @field_validator("drill")
