@@ -268,7 +268,8 @@ class Catalog(Section):
 
 def _all_defaults(description: str) -> Any:
     """A section that may be absent. Its defaults are filled in by the policy's validator: an instance here would need one
-    of its own, which every command would wait for."""
+    of its own, which every command would wait for.
+    """
     return Field(default={}, validate_default=True, description=description)
 
 
