@@ -62,7 +62,7 @@ class Archiving:
             with self._messages.open("wb") as messages:
                 self._process = subprocess.Popen(
                     [str(program.path), *options],
-                    env={**environment(server.environment()), "PGAPPNAME": self._token},
+                    env={**environment(server.environment()), "PGAPPNAME": self._token, "PGTZ": "UTC"},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=messages,

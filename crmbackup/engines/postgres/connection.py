@@ -53,6 +53,18 @@ CANONICAL: tuple[LiteralString, ...] = (
     # For names. Rows are copied in the database's own encoding, so that no byte of theirs is converted.
     "SET client_encoding = 'UTF8'",
 )
+#: Settings under which functions and literals in definitions could mean something else than in the database's own sessions.
+MEANING: tuple[LiteralString, ...] = (
+    "datestyle",
+    "intervalstyle",
+    "timezone",
+    "extra_float_digits",
+    "bytea_output",
+    "xmlbinary",
+    "lc_monetary",
+)
+#: Back to the database's own, which pg_restore leaves alone too.
+AS_SERVED: LiteralString = "; ".join("RESET " + name for name in MEANING)
 #: Settings that some of the supported versions do not know yet.
 _SINCE = {"default_toast_compression": 14, "transaction_timeout": 17}
 OLDEST, NEWEST = 12, 18
@@ -122,9 +134,7 @@ def connect(server: Server, *, autocommit: bool = True) -> psycopg.Connection[tu
     password = server.password.reveal() if server.password else None
     connection = psycopg.connect(**keywords, password=password, autocommit=True)  # type: ignore[arg-type]
     try:
-        major = connection.info.server_version // 10000
-        wanted = [text for text in CANONICAL if _SINCE.get(text.split()[1], 0) <= major]
-        connection.execute("; ".join(wanted))
+        make_canonical(connection)
         connection.autocommit = autocommit
     except BaseException:
         connection.close()
@@ -146,6 +156,13 @@ _LARGE_ROW = (
 _LOGIN = "check the user in source.url, source.password, and pg_hba.conf on the server"
 _WHERE = "check source.url in the policy"
 _RIGHTS = "grant the right; docs/postgresql.md lists what a backup role needs"
+
+
+def make_canonical(connection: psycopg.Connection[tuple[object, ...]]) -> None:
+    """Give a session the canonical settings. Raises psycopg.Error."""
+    major = connection.info.server_version // 10000
+    wanted = [text for text in CANONICAL if _SINCE.get(text.split()[1], 0) <= major]
+    connection.execute("; ".join(wanted))
 
 
 @contextmanager

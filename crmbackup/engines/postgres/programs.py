@@ -95,7 +95,7 @@ def environment(libpq: Mapping[str, str]) -> dict[str, str]:
         for key, value in os.environ.items()
         if not key.startswith("PG") or key in ("PGPASSFILE", "PGSSLROOTCERT")
     }
-    return {**kept, **libpq, "LC_ALL": "C.UTF-8", "LANG": "C.UTF-8", "PGAPPNAME": "crmbackup", "PGTZ": "UTC"}
+    return {**kept, **libpq, "LC_ALL": "C.UTF-8", "LANG": "C.UTF-8", "PGAPPNAME": "crmbackup"}
 
 
 def complaint(text: str) -> str:

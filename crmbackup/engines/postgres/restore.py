@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, wait
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from crmbackup.engines.postgres.restore_roles import (
     create_database,
     drop_database,
     drop_roles,
+    give_meaning,
     give_settings,
     make_roles,
 )
@@ -134,6 +136,7 @@ class PostgresRestore(Restore):
         if options.create:
             create_database(plan.server, plan.layout, self._emit)
             self._created = True
+            give_meaning(plan.server, plan.layout)
         server = plan.server
         with target_errors(server):
             holder = self._holder = connect(server)
@@ -249,24 +252,26 @@ class PostgresRestore(Restore):
 
     def _after_indexes(self, holder: Connection, entries: Sequence[Entry], workers: Workers) -> list[Entry]:
         """Build the indexes of large tables that sorting makes; gives the entries that are left."""
+        tables = {f"1259/{table.oid}": (table.schema, table.name) for table in self._tables}
         with target_errors(self._plan.server):
-            large = indexes.large_tables(holder)
-        keys = {f"1259/{table.oid}": (table.schema, table.name) for table in self._tables}
-        sizes = {entry.id: large[keys[entry.key]] for entry in entries if keys.get(entry.key) in large}
-        chosen = [
-            entry for entry in entries if entry.kind in indexes.SORTED and not sizes.keys().isdisjoint(entry.needs)
-        ]
+            chosen = indexes.candidates(holder, entries, tables)
         if not chosen:
             return list(entries)
         assert self._program is not None
         text = text_of_entries(self._program, self._directory / _ARCHIVE, chosen)
-        builds, encoding = indexes.builds(chosen, sizes, text), str(self._plan.layout.database["encoding"])
+        builds, encoding = indexes.builds(chosen, text), str(self._plan.layout.database["encoding"])
         futures = [workers.submit(indexes.build, self._session, encoding, build) for build in builds]
-        for future in futures:
+        # The first that fails ends the restore, and `close` the others' sessions.
+        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
             future.result()
         indexes.follow(holder, self._plan.server, encoding, builds)
         built = {build.entry.id for build in builds}
-        return [entry for entry in entries if entry.id not in built]
+        left = without(entries, built)
+        # pg_restore takes a comment for a part of the section of what stands before it in its list. Where that was a key, it
+        # could be a table now, and the comment be left out. In a list of their own they follow what is not in the list.
+        there = {entry.id for entry in left} | built
+        self._section("post-data", [entry for entry in entries if entry.id not in there])
+        return left
 
     def _follow_rows(self, holder: Connection, entries: Sequence[Entry], jobs: int) -> None:
         """Indexes, constraints, triggers and the like."""

@@ -184,8 +184,8 @@ def leave() -> None:
     _loader = None
 
 
-def run(server: Server, statements: Sequence[str], settings: Sequence[str] = ()) -> None:
-    """Run statements on a connection of their own, each in its own transaction. Raises TargetError kinds."""
+def run(server: Server, statements: Sequence[str], settings: Sequence[str]) -> None:
+    """Run statements on a connection of their own with these settings, each in its own transaction. Raises TargetError kinds."""
     with target_errors(server), connect(server) as connection:
         codec = connection.info.encoding
         for text in (*settings, *statements):

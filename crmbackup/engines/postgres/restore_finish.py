@@ -11,7 +11,7 @@ from psycopg import sql as psql
 
 from crmbackup.core.events import Emit, Notice, Warned
 from crmbackup.engines.base import Workers
-from crmbackup.engines.postgres.connection import Server, quoted, target_errors, text_of
+from crmbackup.engines.postgres.connection import AS_SERVED, Server, make_canonical, quoted, target_errors, text_of
 from crmbackup.engines.postgres.layout import LargeObject, SequenceLayout
 from crmbackup.engines.postgres.restore_data import run
 
@@ -99,6 +99,7 @@ def refresh(connection: Connection, server: Server, labels: Sequence[str], emit:
 
     Raises TargetError kinds.
     """
+    connection.execute(AS_SERVED)
     # A view's owner may be subject to policies: they then apply, as they did when it was filled.
     connection.execute("SET row_security = on")
     over_foreign = _over_foreign(connection)
@@ -121,7 +122,7 @@ def refresh(connection: Connection, server: Server, labels: Sequence[str], emit:
                         "refresh it when the foreign server can be reached",
                     )
                 )
-    connection.execute("SET row_security = off")
+    make_canonical(connection)
 
 
 def _refresh(connection: Connection, label: str, emit: Emit) -> None:
@@ -173,7 +174,7 @@ def analyze(connection: Connection, server: Server, workers: Workers) -> None:
             ).fetchall()
         ]
     lists = [names[start :: _parts(len(names))] for start in range(_parts(len(names)))]
-    futures = [workers.submit(run, server, [f"ANALYZE {', '.join(some)}"]) for some in lists if some]
+    futures = [workers.submit(run, server, [f"ANALYZE {', '.join(some)}"], [AS_SERVED]) for some in lists if some]
     for future in futures:
         future.result()
 

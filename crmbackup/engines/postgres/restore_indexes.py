@@ -21,14 +21,14 @@ from typing import Any
 import psycopg
 
 from crmbackup.core.errors import TargetError
-from crmbackup.engines.postgres.connection import Server, connect, in_encoding, target_errors
+from crmbackup.engines.postgres.connection import AS_SERVED, Server, connect, in_encoding, target_errors
 from crmbackup.engines.postgres.restore_data import Session
 from crmbackup.engines.postgres.restore_toc import Entry
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 #: Which kinds of entries may be such indexes.
-SORTED = frozenset({"INDEX", "CONSTRAINT"})
+_SORTED = frozenset({"INDEX", "CONSTRAINT"})
 #: Bytes from which a table is large: less is sorted in the least memory at once, or nearly.
 LARGE = 64 << 20
 _LEAST = 8 << 20
@@ -68,31 +68,56 @@ class Build:
     memory: int
 
 
-def large_tables(connection: Connection) -> dict[tuple[str, str], int]:
-    """Schema and name of each table that is large, and its bytes. Raises psycopg.Error."""
+def candidates(
+    connection: Connection, entries: Sequence[Entry], tables: Mapping[str, tuple[str, str]]
+) -> dict[Entry, int]:
+    """Of the archive's entries, those of large tables that may be built, and the bytes of their tables.
+
+    tables: for the entries' keys of tables, schema and name. Raises psycopg.Error.
+    """
     rows = connection.execute(
-        "SELECT n.nspname, c.relname, s.size FROM pg_catalog.pg_class c"
-        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+        "SELECT n.nspname, c.relname, s.size, EXISTS (SELECT FROM pg_catalog.pg_constraint o"
+        " WHERE o.conrelid = c.oid AND o.contype = 'n' AND NOT o.conislocal)"
+        " FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
         " CROSS JOIN LATERAL pg_catalog.pg_relation_size(c.oid) s(size) WHERE c.relkind = 'r' AND s.size >= %s",
         (LARGE,),
     )
-    return {(schema, name): size for schema, name, size in rows}
+    large = {(schema, name): (size, heir) for schema, name, size, heir in rows}
+    sizes, heirs = {}, set()
+    for entry in entries:
+        found = large.get(tables.get(entry.key, ("", "")))
+        if found:
+            sizes[entry.id], heir = found
+            # From 18 on: a key that is made of an index would make NOT NULL of a parent the table's own.
+            heirs.update([entry.id] if heir else [])
+    # From the first on all is made after the rows: also functions and views that need a key. (An index of a partition
+    # stands after its parent's in the archive, and can be made before it.)
+    first = next((at for at, entry in enumerate(entries) if entry.kind in _SORTED), len(entries))
+    late = {entry.id for entry in entries[first:] if entry.kind not in _SORTED}
+    return {
+        entry: max(sizes[need] for need in entry.needs if need in sizes)
+        for entry in entries[first:]
+        if entry.kind in _SORTED
+        and not sizes.keys().isdisjoint(entry.needs)
+        and late.isdisjoint(entry.needs)
+        and (entry.kind == "INDEX" or heirs.isdisjoint(entry.needs))
+    }
 
 
-def builds(entries: Sequence[Entry], sizes: Mapping[int, int], text: bytes) -> list[Build]:
-    """What can be built by sorting, the largest tables first; keys last, since their columns are the shortest.
+def builds(entries: Mapping[Entry, int], text: bytes) -> list[Build]:
+    """What is built by sorting, the largest tables first; keys last, since their columns are the shortest.
 
-    entries: of such kinds. sizes: for the entries' numbers of tables, the bytes of their rows. text: what pg_restore
-    prints of exactly these entries; nothing comes of one that does not hold each of them once, in order.
+    entries: `candidates`. text: what pg_restore prints of exactly these; nothing comes of one that does not hold each of
+    them once, in order.
     """
     marks = list(_MARK.finditer(text))
-    if [int(mark[1]) for mark in marks] != [entry.id for entry in entries] or _STRINGS not in text:
+    # Nothing that a user wrote stands before the first mark.
+    if [int(mark[1]) for mark in marks] != [entry.id for entry in entries] or _STRINGS not in text[: marks[0].start()]:
         return []
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     found: list[tuple[int, Build]] = []
-    for entry, mark, end in zip(entries, marks, ends, strict=True):
-        size = max((sizes.get(need, 0) for need in entry.needs), default=0)
-        parts = _parts(text[mark.end() : end]) if size else None
+    for (entry, size), mark, end in zip(entries.items(), marks, ends, strict=True):
+        parts = _parts(text[mark.end() : end])
         if parts:
             found.append((size, Build(entry, *parts, sort_memory(size))))
     found.sort(key=lambda item: (item[1].entry.kind != "INDEX", -item[0]))
@@ -123,12 +148,13 @@ def sort_memory(size: int) -> int:
 
 def build(session: Session, encoding: str, wanted: Build) -> None:
     """Build one index, in a worker. encoding: the archive's. Raises TargetError kinds."""
-    if not session.alive.exists():
-        # As for rows: whoever ends a restore removes the file, and then ends all sessions of this name.
-        raise TargetError(f"the restore to {session.server.name} was given up")
     with target_errors(session.server, wanted.entry.label), connect(session.server) as connection:
         connection.execute(f"SET application_name = '{session.token}'".encode("ascii"))
+        if not session.alive.exists():
+            # As for rows: whoever ends a restore removes the file, and then ends all sessions of this name.
+            raise TargetError(f"the restore to {session.server.name} was given up")
         connection.execute("SET synchronous_commit = off")
+        connection.execute(AS_SERVED)
         connection.execute(
             "SELECT pg_catalog.set_config(name, least(setting::bigint, %s)::text, false)"
             " FROM pg_catalog.pg_settings WHERE name = 'maintenance_work_mem'",

@@ -12,7 +12,7 @@ from psycopg import errors as pg
 from crmbackup.core.errors import TargetError, TargetExists
 from crmbackup.core.events import Emit, Notice, Warned
 from crmbackup.engines.postgres import restore_clean as clean
-from crmbackup.engines.postgres.connection import Server, connect, quoted, target_errors, text_of
+from crmbackup.engines.postgres.connection import MEANING, Server, connect, quoted, target_errors, text_of
 from crmbackup.engines.postgres.layout import Layout
 from crmbackup.engines.postgres.roles import (
     create_database_sql,
@@ -99,6 +99,20 @@ def create_database(server: Server, layout: Layout, emit: Emit) -> None:
     with target_errors(server, "the database"), closing(connect(server.at(MAINTENANCE))) as connection:
         text = create_database_sql(layout.database, server.database, connection.info.server_version)
         connection.execute(text.encode(connection.info.encoding))
+
+
+def give_meaning(server: Server, layout: Layout) -> None:
+    """Of the database's settings those that tell what definitions mean, for all sessions to come: indexes and materialised
+    views are then filled as in the source. Raises TargetError kinds.
+    """
+    chosen = [item for item in layout.database["settings"] if item[0].lower() in MEANING]
+    database = {"settings": chosen, "comment": None, "connection_limit": -1}
+    texts = database_settings_sql(database, server.database, owners=False)
+    if texts:
+        what = "settings of the database"
+        with target_errors(server, what), closing(connect(server.at(MAINTENANCE))) as connection:
+            for text in texts:
+                connection.execute(text.encode(connection.info.encoding))
 
 
 def drop_database(server: Server) -> None:
