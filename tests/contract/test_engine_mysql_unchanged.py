@@ -60,12 +60,15 @@ def test_what_changed_is_read_and_nothing_else(
             admin,
             "CREATE TABLE t(id INT PRIMARY KEY, a VARCHAR(200), b VARCHAR(20) NOT NULL)",
             f"INSERT INTO t SELECT seq * 2, if(seq % 7, repeat('a', 20 + seq % 150), NULL), 'b' FROM seq_1_to_{ROWS}",
+            # Where chunks end depends on the server's estimates, which it makes some time after the rows came.
+            "ANALYZE TABLE t",
         )
         full = chain.take(full=True)
         parts = len(full.chunks) - len(full.image.layout["definitions"])
         assert parts > 8
         still = taken()
-        assert (still.kept, still.new) == (parts, 0)
+        # If the last one is small it is read: rows behind it would go with it.
+        assert (still.kept, still.new) in [(parts, 0), (parts - 1, 0)]
         for text, changed in (
             ("UPDATE t SET b = 'c' WHERE id = 3000", 1),
             # As many bytes as before, in another order.
