@@ -135,7 +135,9 @@ def command(
         host.engines.require_engine(header.engine, to)
         now = host.clock.now()
         plan = plan_restore(repository, header, target, now, replaces=replaces)
-        show.result("plan", _plan_data(plan), lambda: _plan_text(plan, overwrite=overwrite))
+        show.result(
+            "plan", _plan_data(plan), lambda: _plan_text(plan, _replaced(overwrite=overwrite, server=is_server(to)))
+        )
         warn_of_future(header, now, show.event)
         if replaces and place.loaded and place.loaded.policy.source.names(to):
             show.event(Warned("target-is-source", f"{target.name} is the database of the policy itself", STOP_FIRST))
@@ -217,14 +219,20 @@ def _refuse_repository(target: Path, repository: Path) -> None:
         )
 
 
-def _plan_text(plan: RestorePlan, *, overwrite: bool) -> None:
+def _replaced(*, overwrite: bool, server: bool) -> str:
+    """What the plan says of a target that exists: of a server's, only what a killed restore left is ever removed."""
+    if server:
+        return "  (what an unfinished restore left there is removed)"
+    return "  (exists, is REPLACED)" if overwrite else "  (exists, would need --overwrite)"
+
+
+def _plan_text(plan: RestorePlan, replaced: str) -> None:
     header = plan.header
-    there = "  (exists, is REPLACED)" if overwrite else "  (exists, would need --overwrite)"
     click.echo(f"Restore {header.kind} snapshot {header.snapshot_id} of {header.policy}")
     age = f"{duration(plan.age)} ago" if plan.age >= 0 else f"{duration(-plan.age)} in the future"
     click.echo(f"  moment  {when(header.captured)}, {age}, from host {printable(header.host)}")
     click.echo(f"  size    {size(header.source_size)}, {size(plan.fetch_size)} to fetch")
-    click.echo(f"  to      {plan.target.name}" + (there if plan.replaces else ""))
+    click.echo(f"  to      {plan.target.name}" + (replaced if plan.replaces else ""))
     shown = [t for t in plan.tables if t.kind != "shadow"]
     if shown:
         click.echo()

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
+from crmbackup.engines.postgres.restore_clean import set_mark
 from tests.e2e.product import Host, findings, quiet
 from tests.e2e.test_decrypt import decrypt
 from tests.postgres import TestServer, running_server
@@ -172,6 +173,13 @@ drill:
 
     plan = host.run("restore", policy, "--to", url(server, "restored"), "--create", "--plan").out
     assert "public.contacts" in plan
+    assert "unfinished" not in plan
+    server.create_database("restored")
+    with server.connect("restored") as connection:
+        set_mark(connection, "00", "all", "killed")
+    plan = host.run("restore", policy, "--to", url(server, "restored"), "--create", "--plan").out
+    assert "what an unfinished restore left there is removed" in plan
+    assert "--overwrite" not in plan
     host.run("restore", policy, "--to", url(server, "restored"), "--create")
     assert content(server, "restored") == now
     with server.connect("restored") as connection:
