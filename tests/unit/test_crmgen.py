@@ -27,6 +27,8 @@ def crm(tmp_path: Path) -> Path:
 
 def one(path: Path, sql: str) -> object:
     with closing(apsw.Connection(str(path))) as db:
+        # As any reader: who opens or leaves the database first or last holds it for a moment.
+        db.set_busy_timeout(crmgen.BUSY_MS)
         return db.execute(sql).get
 
 
