@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from crmbackup.core.errors import DiskFull, ProgramMissing, SourceError, SourceUnavailable, TargetUnavailable
+from crmbackup.core.errors import (
+    DiskFull,
+    ProgramMissing,
+    SourceError,
+    SourceUnavailable,
+    TargetError,
+    TargetUnavailable,
+)
 from crmbackup.engines.base import Restore
 from crmbackup.engines.postgres import reader
 from crmbackup.engines.postgres import restore_data as data
@@ -114,6 +121,58 @@ def test_programs_that_are_older_than_the_server_are_told_before_anything_starts
     assert "pg_dump of PostgreSQL 18 or later" in error.what
     assert f"only {older} of 15" in error.why
     assert "postgresql-client-18" in error.hint
+
+
+@pytest.mark.parametrize("server", ["pg12", "pg15"])
+def test_programs_that_are_newer_than_the_server_bring_all_of_it_back(
+    make_case: Callable[..., Case], request: pytest.FixtureRequest, server: str
+) -> None:
+    """From 17 on pg_restore sets what servers before do not know, and no older one reads a dump of these versions."""
+    case = with_newest_programs(make_case(CRM, request.getfixturevalue(server)))
+    taken = case.chain.take()
+    assert_same(taken, case.restored(taken, case.place()))
+
+
+@pytest.mark.parametrize(
+    ("refused", "named", "why"),
+    [
+        pytest.param(
+            "CREATE FUNCTION gone(int) RETURNS int LANGUAGE internal AS 'int4abs';"
+            "UPDATE pg_proc SET prosrc = 'nothere' WHERE proname = 'gone'",
+            "CREATE FUNCTION public.gone",
+            "nothere",
+            id="before the rows",
+        ),
+        pytest.param(
+            "CREATE TABLE twice (a int UNIQUE); INSERT INTO twice VALUES (1);"
+            "UPDATE pg_index SET indisunique = false WHERE indrelid = 'twice'::regclass;"
+            "UPDATE pg_class SET relhasindex = false WHERE oid = 'twice'::regclass; INSERT INTO twice VALUES (1);"
+            "UPDATE pg_class SET relhasindex = true WHERE oid = 'twice'::regclass;"
+            "UPDATE pg_index SET indisunique = true WHERE indrelid = 'twice'::regclass",
+            "public.twice ADD CONSTRAINT twice_a_key UNIQUE",
+            "twice_a_key",
+            id="after the rows",
+        ),
+    ],
+)
+def test_what_a_server_refuses_of_newer_programs_is_named(
+    make_case: Callable[..., Case], refused: str, named: str, why: str
+) -> None:
+    """They cannot stop at the first error, which is of that setting: none of those after it may be overlooked."""
+    case = with_newest_programs(make_case("CREATE TABLE one AS SELECT 1 AS a;" + refused))
+    taken, place = case.chain.take(), case.place()
+    error = error_of(lambda: case.restored(taken, place))
+    assert isinstance(error, TargetError)
+    assert named in error.what
+    assert why in error.why
+    assert names_in(case, place.database) == ["plpgsql", "public"]
+
+
+def with_newest_programs(case: Case) -> Case:
+    """Its snapshots are made by the newest pg_dump."""
+    newest = find_program("pg_dump", at_least=18).path
+    case.chain.settings = replace(case.chain.settings, programs=newest.parent)
+    return case
 
 
 def test_as_many_columns_as_there_can_be(make_case: Callable[..., Case]) -> None:

@@ -76,6 +76,7 @@ class PostgresRestore(Restore):
         self._entries: list[Entry] = []
         self._tables: list[TableLayout] = []
         self._superuser = False
+        self._major = 0
         #: Statements that give a neutral database what was taken from it; and, before those, the keys that rows break.
         self.neutralised: list[str] = []
         self._whole: list[str] = []
@@ -121,10 +122,10 @@ class PostgresRestore(Restore):
         except OSError as error:
             raise local_error(error, f"write {archive}") from error
         with target_errors(self._beside), connect(self._beside) as connection:
-            major = connection.info.server_version // 10000
+            self._major = connection.info.server_version // 10000
             row = connection.execute("SELECT pg_catalog.current_setting('is_superuser') = 'on'").fetchone()
         self._superuser = bool(row and row[0])
-        self._program = program_for(head, plan.layout.major, major, plan.programs)
+        self._program = program_for(head, plan.layout.major, plan.programs)
         entries = list_entries(self._program, archive)
         self._entries = choose_entries(plan, entries, self._emit, superuser=self._superuser)
 
@@ -191,9 +192,16 @@ class PostgresRestore(Restore):
     def _section(self, section: str, entries: Sequence[Entry], jobs: int = 1) -> None:
         assert self._program is not None
         archive = self._directory / _ARCHIVE
-        token = self._session.token
         run_section(
-            self._program, self._plan.server, archive, section, entries, jobs=jobs, ours=self._ours, token=token
+            self._program,
+            self._plan.server,
+            archive,
+            section,
+            entries,
+            server_major=self._major,
+            jobs=jobs,
+            ours=self._ours,
+            token=self._session.token,
         )
 
     def _loads(self) -> Mapping[int, object]:

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from crmbackup.core.errors import DiskFull, ObjectDamaged, ProgramMissing, TargetDenied, TargetError, TargetUnavailable
+from crmbackup.core.errors import DiskFull, ObjectDamaged, TargetDenied, TargetError, TargetUnavailable
 from crmbackup.core.files import local_error
 from crmbackup.engines.postgres.connection import Server
 from crmbackup.engines.postgres.programs import Program, complaint, environment, find_program
@@ -15,8 +15,13 @@ from crmbackup.engines.postgres.restore_toc import Entry, parse_toc
 
 #: Which pg_restore knows an archive's format: its minor number from the major version on (pg_backup_archiver.h).
 _FORMATS = ((16, 17), (15, 16))
-#: From this version on it begins with a setting that servers before do not know.
+#: From this version on each session of pg_restore begins with a setting that servers before do not know.
 _TRANSACTION_TIMEOUT = 17
+_UNKNOWN_SETTING = re.compile(
+    r"^pg_restore: error: [^\n]*transaction_timeout[^\n]*\nCommand was: SET transaction_timeout = 0;\n+", re.MULTILINE
+)
+_ERROR = "pg_restore: error: "
+_CAME_TO_THE_END = re.compile(r"^pg_restore: warning: errors ignored on restore: \d+\n*\Z", re.MULTILINE)
 #: More objects than these take more locks in one transaction than a server has by default.
 _ONE_TRANSACTION = 1000
 #: What was asked for, up to where values, bodies or secrets could begin.
@@ -25,7 +30,7 @@ _BROKEN_KEY = "the source's own rows break it: --foreign-keys not-valid brings a
 _QUERY = re.compile(r"could not execute query: (?:ERROR|FATAL|PANIC):\s+(.*)")
 
 
-def program_for(archive: bytes, major: int, server_major: int, directory: Path | None) -> Program:
+def program_for(archive: bytes, major: int, directory: Path | None) -> Program:
     """The pg_restore for an archive (its first bytes are enough) of a server of version `major`. Raises ProgramMissing.
 
     Raises ObjectDamaged for what is no archive.
@@ -35,14 +40,7 @@ def program_for(archive: bytes, major: int, server_major: int, directory: Path |
             "the definitions of the snapshot cannot be read", why="they do not begin as an archive does"
         )
     written = next((since for minor, since in _FORMATS if archive[6] >= minor), 0)
-    program = find_program("pg_restore", at_least=max(major, written), directory=directory)
-    if program.major >= _TRANSACTION_TIMEOUT > server_major:
-        raise ProgramMissing(
-            f"pg_restore of PostgreSQL {program.major} cannot restore to a server of version {server_major}",
-            why="it begins with a setting that the server does not know",
-            hint=f"install postgresql-client-{server_major}, which the backups then use too, or restore to a newer server",
-        )
-    return program
+    return find_program("pg_restore", at_least=max(major, written), directory=directory)
 
 
 def list_entries(program: Program, archive: Path) -> list[Entry]:
@@ -97,6 +95,7 @@ def run_section(
     section: str,
     entries: Iterable[Entry],
     *,
+    server_major: int,
     jobs: int = 1,
     ours: bool = False,
     token: str = "",
@@ -105,16 +104,17 @@ def run_section(
 
     token: what its sessions are called.
 
-    Raises TargetError kinds at the first that the server refuses, DiskFull.
+    Raises TargetError kinds at the first that the server refuses, DiskFull. A program that sets what the server does not
+    know has to go on after errors; then it makes the rest of the section before this raises.
     """
     chosen = list(entries)
     if not chosen:
         return
     wanted = archive.with_suffix(f".{section}")
     wanted.write_text("".join(f"{entry.id};\n" for entry in chosen), "ascii")
+    goes_on = program.major >= _TRANSACTION_TIMEOUT > server_major
     options = [
         f"--section={section}",
-        "--exit-on-error",
         "--no-password",
         "--no-tablespaces",
         f"--use-list={wanted}",
@@ -122,14 +122,16 @@ def run_section(
     ]
     if jobs > 1:
         options.append(f"--jobs={jobs}")
-    elif len(chosen) <= _ONE_TRANSACTION:
+    elif len(chosen) <= _ONE_TRANSACTION and not goes_on:
         options.append("--single-transaction")
+    if not goes_on:
+        options.append("--exit-on-error")
     if ours:
         options += ["--no-owner", "--no-privileges"]
-    _run([str(program.path), *options, str(archive)], server, token)
+    _run([str(program.path), *options, str(archive)], server, token, goes_on=goes_on)
 
 
-def _run(command: Sequence[str], server: Server, token: str) -> None:
+def _run(command: Sequence[str], server: Server, token: str, *, goes_on: bool) -> None:
     named = {"PGAPPNAME": token} if token else {}
     try:
         done = subprocess.run(
@@ -142,8 +144,14 @@ def _run(command: Sequence[str], server: Server, token: str) -> None:
         )
     except OSError as error:
         raise local_error(error, f"run {command[0]}") from error
-    if done.returncode:
-        raise _refusal(_said(done.stderr), server, done.returncode)
+    if not done.returncode:
+        return
+    text = _said(done.stderr)
+    if goes_on:
+        text = _UNKNOWN_SETTING.sub("", text)
+        if done.returncode == 1 and _ERROR not in text and _CAME_TO_THE_END.search(text):
+            return
+    raise _refusal(text, server, done.returncode)
 
 
 def _said(message: bytes) -> str:
