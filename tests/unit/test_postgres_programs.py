@@ -46,6 +46,7 @@ def test_a_server_is_only_run_by_programs_of_its_own_version(on_path: Path) -> N
     assert raised.value.what == f"{NAME} of PostgreSQL 15 is not on this host"
     assert f"{on_path / 'place0' / NAME} of 16" in raised.value.why
     assert "install postgresql-15" in raised.value.hint
+    assert "drill.target" in raised.value.hint
 
 
 def test_what_is_too_old_is_not_taken_and_the_hint_says_what_to_install(on_path: Path) -> None:

@@ -47,10 +47,11 @@ def find_program(name: str, *, at_least: int, exactly: bool = False, directory: 
         return min(fitting, key=lambda program: (program.major, -program.minor))
     others = ", ".join(f"{program.path} of {program.major}" for program in found[:4])
     package = "postgresql" if exactly else "postgresql-client"
+    elsewhere = ", or name a server in drill.target" if exactly else ""
     raise ProgramMissing(
         f"{name} of PostgreSQL {at_least}{'' if exactly else ' or later'} is not on this host",
         why=f"only {others}" if others else "none was found",
-        hint=f"install {package}-{at_least}, or name its directory in source.programs",
+        hint=f"install {package}-{at_least}, or name its directory in source.programs{elsewhere}",
     )
 
 
