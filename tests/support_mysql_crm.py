@@ -64,11 +64,18 @@ def run(server: MariadbServer, database: str, *statements: str) -> None:
             cursor.execute(statement)
 
 
+def right_to_routines(server: MariadbServer) -> tuple[str, str]:
+    """What the page says that shows the routines of others: a right, and on what."""
+    return ("SHOW CREATE ROUTINE", "*.*") if server.version.number >= (11, 3) else ("SELECT", "`mysql`.`proc`")
+
+
 def documented_user(server: MariadbServer, *databases: str) -> None:
     """The user crmbackup as the page says for MariaDB of this version, with rights on databases: on crm, if none is named."""
     block = re.findall(r"```sql\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)[0]
     statements = [" ".join(part.split()) for part in block.replace("'...'", f"'{PASSWORD}'").split(";") if part.strip()]
     assert len(statements) == 4
+    right, place = right_to_routines(server)
+    statements[2] = f"GRANT {right} ON {place} TO 'crmbackup'@'%'"
     of_one = [statement for statement in statements if "`crm`.*" in statement]
     others = [statement for statement in statements if statement not in of_one]
     given = [each.replace("`crm`", quoted(name)) for name in databases or ("crm",) for each in of_one]

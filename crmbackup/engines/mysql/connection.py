@@ -181,6 +181,9 @@ def _tls(options: dict[str, str]) -> dict[str, Any]:
         return {}  # TLS where the server offers it: what PyMySQL does from 1.2 on
     try:
         context = ssl.create_default_context(cafile=options.get("ssl_ca"))
+        # From 3.13 on Python asks authorities for a use of their key, which those that openssl makes by the manuals of
+        # MariaDB and MySQL do not name. The servers' own clients take them.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         context.check_hostname = mode == "verify-identity"
         if mode == "required":
             context.verify_mode = ssl.CERT_NONE
@@ -229,6 +232,8 @@ def literal(text: str) -> str:
     return f"CONVERT(0x{text.encode().hex()} USING utf8mb4)" if text else "''"
 
 
+#: MySQL's, and MariaDB's from 11 on, where only connections with TLS are taken.
+_NEEDS_TLS = 3159
 _DENIED = {
     ER.ACCESS_DENIED_ERROR,
     ER.DBACCESS_DENIED_ERROR,
@@ -238,10 +243,11 @@ _DENIED = {
     ER.HOST_NOT_PRIVILEGED,
     ER.PROCACCESS_DENIED_ERROR,
     1698,  # of unix_socket and auth_socket
+    _NEEDS_TLS,
     1142,
     1044,
 }
-_NO_LOGIN = {ER.ACCESS_DENIED_ERROR, 1698}
+_NO_LOGIN = {ER.ACCESS_DENIED_ERROR, 1698, _NEEDS_TLS}
 _CHANGED = {ER.TABLE_DEF_CHANGED, ER.NO_SUCH_TABLE, ER.BAD_TABLE_ERROR}
 _LOCKED = {ER.LOCK_WAIT_TIMEOUT, ER.LOCK_DEADLOCK}
 _GONE = {CR.CR_SERVER_GONE_ERROR, CR.CR_SERVER_LOST, CR.CR_CONN_HOST_ERROR, CR.CR_CONNECTION_ERROR, 1053, 1927, 1317}
@@ -250,7 +256,7 @@ _UNKNOWN_DATABASE = ER.BAD_DB_ERROR
 _TOO_LARGE = {ER.NET_PACKET_TOO_LARGE}
 _RIGHTS = "grant the right; docs/mysql.md lists what a backup user needs"
 
-_LOGIN = "check user, password and the account's host; MariaDB says so too where it takes connections with TLS only (ssl_mode)"
+_LOGIN = "check user, password and the account's host, and ssl_mode: some servers take connections with TLS only"
 
 
 def code_of(error: BaseException) -> int:
