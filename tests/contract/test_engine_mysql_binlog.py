@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from crmbackup.engines.mysql import binlog
+from crmbackup.engines.mysql.binlog import Event
 from crmbackup.engines.mysql.connection import Connection
 from crmbackup.engines.mysql.engine import Settings
 from crmbackup.operations.workers import ProcessWorkers
@@ -89,6 +91,25 @@ def test_only_what_changed_is_read(case: Case) -> None:
     assert seen.taken.table("c").carried
     # A chunk of each table, and perhaps one that grew: of some 35 that each has.
     assert seen.taken.read_bytes < 12 * 1024
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_ends_that_are_told_for_transactions_only_are_no_gap_but_a_missing_event_is(
+    case: Case, monkeypatch: pytest.MonkeyPatch, missing: bool
+) -> None:
+    """MariaDB tells the ends of events within transactions no more, from 11.7 on."""
+    real = binlog.events
+
+    def events(packets: Iterator[bytes]) -> Iterator[Event]:
+        for event in real(packets):
+            inside = event.kind == binlog.TABLE_MAP or event.kind in binlog.ROWS
+            if not (missing and event.kind in binlog.ROWS):
+                yield event._replace(end=0) if inside else event
+
+    monkeypatch.setattr(binlog, "events", events)
+    case.do(CHANGE)
+    assert case.carried() == (set() if missing else {"b", "c"})
+    assert ("the binary log has a gap" in case.chain.why()) == missing
 
 
 #: What each statement makes be read of the tables that there are then.
