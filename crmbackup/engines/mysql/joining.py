@@ -6,16 +6,17 @@ lock) until the view ends. A table that was changed, emptied or replaced between
 refuses views that are older than a table's definition; then all starts over. Without the right to hold commits, tables
 are locked for that moment; without that right too, one worker reads alone, which needs no lock.
 
-Tables whose rows belong to no snapshot (MyISAM, Aria, MEMORY) are locked for reading from before the moment until the
-end, if the policy allows that: writers of those wait.
+Tables whose rows belong to no snapshot (MyISAM, Aria, MEMORY) are locked for reading from before the moment (MySQL: from
+that moment) until the end, if the policy allows that: writers of those wait.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 import pymysql
 from pymysql.constants import ER
@@ -143,11 +144,13 @@ def _attempt(
         for connection, seconds in ((main, LOCK_WAIT), (keeper, _SHORT_WAIT), (catalog, LOCK_WAIT)):
             execute(connection, f"SET SESSION lock_wait_timeout = {seconds}")
         others = [table for table in before if not table.transactional]
-        if others:
-            _lock_others(server, keeper, others, lock_others=lock_others)
+        lock = partial(_lock_others, server, keeper, others, lock_others=lock_others) if others else _nothing
+        # MySQL's FLUSH TABLES waits for whoever has locked a table: for us too. So these are locked while it holds all.
+        early, late = (lock, _nothing) if version.mariadb else (_nothing, lock)
+        early()
         tables = tuple(table.sql for table in before)
     with source_errors(server), closing(connect(server)) as holder:
-        held, captured, position = _open_views(workers, server, version, main, holder, tables, clock)
+        held, captured, position = _open_views(workers, server, version, main, holder, tables, clock, late)
     if workers.count > 1 and held == "LOCK TABLES":
         emit(
             Warned(
@@ -167,6 +170,10 @@ def _attempt(
             hint="back up when no migration runs",
         )
     return Moment(main, catalog, version, captured, position, after, elsewhere, held)
+
+
+def _nothing() -> None:
+    """Nothing has to be locked."""
 
 
 def _by_place(tables: list[Table]) -> tuple[list[Table], list[Table]]:
@@ -204,8 +211,12 @@ def _open_views(
     holder: Connection,
     tables: tuple[str, ...],
     clock: Clock,
+    lock: Callable[[], None],
 ) -> tuple[str, datetime, Position]:
-    """Every worker's view, under a hold on commits; how they were held, when, and where the server was."""
+    """Every worker's view, under a hold on commits; how they were held, when, and where the server was.
+
+    lock: locks tables that belong to no snapshot.
+    """
     workers.each(reader.connect_here, server)
     for hold in (global_hold(version), table_hold(tables)):
         seconds = _SHORT_WAIT if hold.waits_for_queries else LOCK_WAIT
@@ -226,6 +237,7 @@ def _open_views(
                 ) from error
             raise
         try:
+            lock()
             workers.each(reader.open_view, LOCK_WAIT)
             reader.begin(main, LOCK_WAIT)
             captured = clock.now()
@@ -241,6 +253,7 @@ def _open_views(
             hint="grant RELOAD (or LOCK TABLES), or set limits.jobs to 1",
         )
     # One reader needs no lock: main has no rows to read, its view only keeps the definitions.
+    lock()
     workers.each(reader.open_view, LOCK_WAIT)
     captured = clock.now()
     reader.begin(main, LOCK_WAIT)
