@@ -27,6 +27,7 @@ from crmbackup.core.errors import (
     UsageError,
 )
 from crmbackup.core.secrets import Secret
+from crmbackup.engines.postgres.programs import settings_of_libpq
 
 #: As pg_dump sets them (src/bin/pg_dump/pg_dump.c, setup_connection); and lc_monetary, in which money is printed, and jit.
 CANONICAL: tuple[LiteralString, ...] = (
@@ -47,6 +48,10 @@ CANONICAL: tuple[LiteralString, ...] = (
     "SET idle_in_transaction_session_timeout = 0",
     "SET transaction_timeout = 0",
     "SET row_security = off",
+    # A restore's first session has nothing to do while rows come.
+    "SET idle_session_timeout = 0",
+    # Without it NULL in an array is the word, not nothing.
+    "SET array_nulls = on",
     "SET default_toast_compression = DEFAULT",
     # Our queries over large tables look expensive and are simple: compiling one takes longer than running it.
     "SET jit = off",
@@ -66,7 +71,7 @@ MEANING: tuple[LiteralString, ...] = (
 #: Back to the database's own, which pg_restore leaves alone too.
 AS_SERVED: LiteralString = "; ".join("RESET " + name for name in MEANING)
 #: Settings that some of the supported versions do not know yet.
-_SINCE = {"default_toast_compression": 14, "transaction_timeout": 17}
+_SINCE = {"default_toast_compression": 14, "idle_session_timeout": 14, "transaction_timeout": 17}
 OLDEST, NEWEST = 12, 18
 _CONNECT_SECONDS = "15"
 APPLICATION = "crmbackup"
@@ -103,7 +108,7 @@ class Server:
         result = {}
         for keyword, value in self.keywords:
             variable = names.get(keyword)
-            if variable:
+            if variable and keyword != "client_encoding":
                 result[variable.decode()] = value
         if self.password:
             result["PGPASSWORD"] = self.password.reveal()
@@ -111,13 +116,17 @@ class Server:
 
 
 def parse_server(url: str, password: Secret | None = None) -> Server:
-    """A libpq URL or keyword string. Raises UsageError; a password in it is refused, since URLs are seen and logged."""
+    """A libpq URL or keyword string. Raises UsageError; a password in it is refused, since URLs are seen and logged.
+
+    What libpq would add from a service and from the environment is in the result: PostgreSQL's programs, which look it up
+    in another order, are then told the same.
+    """
     try:
         keywords = conninfo_to_dict(url)
     except psycopg.ProgrammingError as error:
         raise UsageError(
             "the address of the database is not valid",
-            why=str(error).strip().replace(url, "..."),
+            why=_unquoted(str(error)),
             hint="write postgresql://user@host:5432/database?sslmode=verify-full",
         ) from None
     if keywords.pop("password", None):
@@ -125,7 +134,24 @@ def parse_server(url: str, password: Secret | None = None) -> Server:
             "the address of the database holds a password",
             hint="take it out; use `password: {env: ...}` or {file: ...} in a policy, PGPASSWORD or ~/.pgpass elsewhere",
         )
-    return Server(tuple(sorted((key, str(value)) for key, value in keywords.items() if value is not None)), password)
+    service = keywords.pop("service", None)
+    given = {key: str(value) for key, value in keywords.items() if value is not None}
+    if not all(re.fullmatch("[0-9]*", port) for port in given.get("port", "").split(",")):
+        # Perhaps a part of one, where libpq takes its first slash for the end of the host.
+        raise UsageError(
+            "the address of the database is not valid",
+            why="its port is no number",
+            hint="write postgresql://user@host:5432/database, without a password",
+        )
+    added = settings_of_libpq(str(service) if service else None)
+    found = added.pop("password", "")
+    return Server(tuple(sorted({**added, **given}.items())), password or (Secret(found) if found else None))
+
+
+def _unquoted(text: str) -> str:
+    """What libpq says of an address, without what it quotes, which may be a part of a password; but for names of settings."""
+    keep = r'query parameter: "\w+"'
+    return re.sub(rf'({keep})|"[^"]*"', lambda match: match[1] or "...", text.strip())
 
 
 def connect(server: Server, *, autocommit: bool = True) -> psycopg.Connection[tuple[object, ...]]:

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from crmbackup.core.errors import ProgramMissing
+from psycopg import pq
+from psycopg.conninfo import make_conninfo
+
+from crmbackup.core.errors import ProgramMissing, UsageError
 
 _VERSION = re.compile(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?")
 _BY_VERSION = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql@*/bin")
@@ -97,6 +100,42 @@ def environment(libpq: Mapping[str, str]) -> dict[str, str]:
         if not key.startswith("PG") or key in ("PGPASSFILE", "PGSSLROOTCERT")
     }
     return {**kept, **libpq, "LC_ALL": "C.UTF-8", "LANG": "C.UTF-8", "PGAPPNAME": "crmbackup"}
+
+
+def settings_of_libpq(service: str | None) -> dict[str, str]:
+    """What libpq takes from a service (that of PGSERVICE without a name) and from the environment. Raises UsageError."""
+    before = os.environ.get("PGSERVICE")
+    name = service or before
+    if name:
+        # Asked for its settings, libpq says nothing of a service that it cannot find. This one reaches no server.
+        refused = pq.PGconn.connect_start(make_conninfo("", service=name, host="/", hostaddr="").encode())
+        text = refused.error_message.decode("utf-8", "replace")
+        refused.finish()
+        if "service" in text:
+            raise UsageError(
+                "the address of the database is not valid",
+                why=" ".join(text.split()),
+                hint="look into ~/.pg_service.conf, or the file that PGSERVICEFILE names",
+            )
+        os.environ["PGSERVICE"] = name  # libpq has no other way to be asked
+    try:
+        options = pq.Conninfo.get_defaults()
+    finally:
+        if before is not None:
+            os.environ["PGSERVICE"] = before
+        elif name:
+            os.environ.pop("PGSERVICE")
+    found = {
+        option.keyword.decode(): option.val.decode("utf-8", "surrogateescape")
+        for option in options
+        if option.val and option.val != option.compiled
+    }
+    if not name and "PGUSER" not in os.environ:
+        found.pop("user", None)  # that of the system, which libpq takes by itself
+    found.pop("service", None)
+    # Sessions and archives have encodings of our own choice.
+    found.pop("client_encoding", None)
+    return found
 
 
 def complaint(text: str) -> str:
