@@ -41,8 +41,10 @@ _STATISTICS_SINCE = 18
 class Archiving:
     """pg_dump at work, in a process of its own, beside the workers."""
 
-    def __init__(self, program: Program, server: Server, snapshot: str, path: Path, lock_seconds: float) -> None:
-        """Start it. `path` is the archive, in a private directory. Raises LocalError."""
+    def __init__(
+        self, program: Program, server: Server, snapshot: str, encoding: str, path: Path, lock_seconds: float
+    ) -> None:
+        """Start it. encoding: the database's. `path` is the archive, in a private directory. Raises LocalError."""
         self._server = server
         self._token = f"crmbackup-pg_dump-{secrets.token_hex(8)}"
         self.path = path
@@ -53,6 +55,7 @@ class Archiving:
             "--schema-only",
             "--no-password",
             f"--snapshot={snapshot}",
+            f"--encoding={encoding}",  # whatever the role's sessions usually have
             f"--file={path}",
             f"--lock-wait-timeout={max(1, int(lock_seconds * 1000))}",
         ]

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from crmbackup.engines.postgres.connection import quoted
+from crmbackup.engines.postgres.connection import quoted, text_of
+from crmbackup.engines.postgres.describe_sql import UNFILLED
 from crmbackup.engines.postgres.types import TypeFacts, read_types
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -134,10 +135,12 @@ class Table:
 
     def copy_sql(self, where: str = "") -> str:
         """COPY of the rows of the table alone, without those of tables that inherit from it."""
+        columns = ", ".join(map(quoted, self.columns))
         conditions = [part for part in (where, _bare(self.condition)) if part]
-        rows = f"SELECT {', '.join(map(quoted, self.columns))} FROM ONLY {self.sql}"
-        if conditions:
-            rows += " WHERE " + " AND ".join(f"({part})" for part in conditions)
+        if not conditions:
+            # Of a table, not a query: the server then looks at no index of it (see `_unplannable`).
+            return f"COPY {self.sql} {f'({columns}) ' if columns else ''}TO STDOUT"
+        rows = f"SELECT {columns} FROM ONLY {self.sql} WHERE " + " AND ".join(f"({part})" for part in conditions)
         return f"COPY ({rows}) TO STDOUT"
 
 
@@ -174,6 +177,7 @@ def read_tables(connection: Connection) -> list[Table]:
     roots: dict[int, tuple[str, str]] = {}
     for oid, schema, name in connection.execute(_ENUM_HASHED.encode()):
         roots.setdefault(oid, (schema, name))
+    unplannable = _unplannable(connection, {row[0]: quoted(row[1], row[2]) for row in rows})
     extensions = repr(
         connection.execute("SELECT extname, extversion FROM pg_catalog.pg_extension ORDER BY 1").fetchall()
     )
@@ -201,12 +205,45 @@ def read_tables(connection: Connection) -> list[Table]:
                 fingerprint=_fingerprint(
                     connection, own, facts, extensions, condition, () if order == carried else order
                 ),
-                always_read=facts.always_read if method == "heap" else f"its access method is {method}",
+                always_read=unplannable.get(oid, "")
+                or (facts.always_read if method == "heap" else f"its access method is {method}"),
                 root=roots.get(oid),
                 extension=extension,
             )
         )
     return tables
+
+
+#: Tables with an index or statistics over what is not PostgreSQL's own function or operator.
+_OVER_FUNCTIONS = """
+SELECT i.indrelid FROM pg_catalog.pg_index i JOIN pg_catalog.pg_depend d
+    ON d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = i.indexrelid
+ WHERE d.refclassid IN ('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_operator'::regclass) AND d.refobjid >= 16384
+ UNION
+SELECT s.stxrelid FROM pg_catalog.pg_statistic_ext s JOIN pg_catalog.pg_depend d
+    ON d.classid = 'pg_catalog.pg_statistic_ext'::regclass AND d.objid = s.oid
+ WHERE d.refclassid IN ('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_operator'::regclass) AND d.refobjid >= 16384
+"""
+
+
+def _unplannable(connection: Connection, tables: Mapping[int, str]) -> dict[int, str]:
+    """For the oids of tables that no query can read, why. tables: names in SQL by oid. Within a transaction.
+
+    Where an index is over a function in SQL whose text names others without their schema, the server fails to find them
+    already as it plans, since our search_path is empty.
+    """
+    result = {}
+    for (oid,) in connection.execute(_OVER_FUNCTIONS).fetchall():
+        if oid not in tables:
+            continue
+        connection.execute("SAVEPOINT crmbackup")
+        try:
+            connection.execute(f"EXPLAIN SELECT FROM ONLY {tables[oid]}".encode(connection.info.encoding))
+        except (psycopg.ProgrammingError, psycopg.DataError) as error:
+            connection.execute("ROLLBACK TO SAVEPOINT crmbackup")
+            result[oid] = f"a function of its indexes needs a search_path ({text_of(error)})"
+        connection.execute("RELEASE SAVEPOINT crmbackup")
+    return result
 
 
 def _fingerprint(
@@ -252,6 +289,16 @@ def read_omissions(connection: Connection) -> list[tuple[str, str]]:
     omitted = [
         (f"foreign table {label}", "its rows lie on another server; the definition is kept") for label, _ in found
     ]
+    unfilled = connection.execute(
+        f"""{UNFILLED}
+        SELECT format('%I.%I', n.nspname, c.relname) FROM unfilled u JOIN pg_catalog.pg_class c ON c.oid = u.oid
+          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.relkind = 'm' AND c.relispopulated AND {_OURS} ORDER BY 1""".encode()
+    ).fetchall()
+    omitted += [
+        (f"materialized view {label}", "it comes back empty: it reads another one that was not filled")
+        for (label,) in unfilled
+    ]
     spaces = connection.execute(
         "SELECT spcname FROM pg_catalog.pg_tablespace WHERE spcname NOT IN ('pg_default', 'pg_global') ORDER BY 1"
     ).fetchall()
@@ -272,12 +319,14 @@ def unsupported_extensions(connection: Connection) -> Mapping[str, str]:
 
 
 def read_matviews(connection: Connection) -> list[str]:
-    """Materialised views that are filled, in an order in which they can be refreshed (each after what it reads)."""
+    """Materialised views that are filled and can be again, in an order in which they can be refreshed (each after what it
+    reads).
+    """
     rows = connection.execute(
-        f"""
+        f"""{UNFILLED}
         SELECT c.oid, format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class c
           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-         WHERE c.relkind = 'm' AND c.relispopulated AND {_OURS} ORDER BY 2""".encode()
+         WHERE c.relkind = 'm' AND c.oid NOT IN (SELECT u.oid FROM unfilled u) AND {_OURS} ORDER BY 2""".encode()
     ).fetchall()
     found: dict[int, str] = dict(rows)
     # Of views of views too: what a relation's rule reads, over any number of steps.

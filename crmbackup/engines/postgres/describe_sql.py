@@ -23,6 +23,18 @@ _COLUMN_OPTIONS = """(SELECT coalesce(array_agg(o ORDER BY o COLLATE "C"), '{}')
 _OPTION_NAMES = """(SELECT array_agg(split_part(o, '=', 1) ORDER BY o COLLATE "C") FROM unnest({0}) o)"""
 
 
+#: Materialised views that are not filled, and all that reads them: what is filled of those can only be lost.
+UNFILLED = """
+WITH RECURSIVE unfilled(oid) AS (
+    SELECT oid FROM pg_catalog.pg_class WHERE relkind = 'm' AND NOT relispopulated
+     UNION
+    SELECT r.ev_class FROM unfilled u
+      JOIN pg_catalog.pg_depend d ON d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = u.oid
+       AND d.classid = 'pg_catalog.pg_rewrite'::regclass
+      JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid AND r.rulename = '_RETURN')
+"""
+
+
 #: What a database is described without: nothing. `going_without` puts objects in its place.
 GONE = "(SELECT 0::oid, 0::oid WHERE false)"
 #: What belongs to an extension, or is gone.
@@ -113,7 +125,8 @@ def _relations(since: Since) -> dict[str, str]:
               {_in_schema("pg_class", "c", "relnamespace")} AND c.relkind = 'v'""",
         "materialized_views": f"""
             SELECT {_TABLE} AS name, pg_get_viewdef(c.oid) AS definition, {_OPTIONS.format("c.reloptions")} AS options,
-                   {_TOAST} AS toast_options, {_METHOD} AS method, c.relispopulated AS populated,
+                   {_TOAST} AS toast_options, {_METHOD} AS method, c.relispopulated AND NOT EXISTS ({UNFILLED}
+                   SELECT 1 FROM unfilled u WHERE u.oid = c.oid) AS populated,
                    c.relreplident AS identity
               {_in_schema("pg_class", "c", "relnamespace")} AND c.relkind = 'm'""",
         "sequences": f"""

@@ -13,7 +13,7 @@ from crmbackup.core.events import Emit
 from crmbackup.engines.base import Parent, SourceEngine, Workers
 from crmbackup.engines.postgres.archive import Archiving
 from crmbackup.engines.postgres.catalog import list_tables, unsupported_extensions
-from crmbackup.engines.postgres.connection import NEWEST, OLDEST, Server, connect, source_errors
+from crmbackup.engines.postgres.connection import NEWEST, OLDEST, Server, connect, encoding_of, source_errors
 from crmbackup.engines.postgres.describe import describe
 from crmbackup.engines.postgres.joining import LOCK_WAIT, Moment, joined, refuse_unreadable
 from crmbackup.engines.postgres.programs import Program, find_program
@@ -117,7 +117,9 @@ class PostgresSource(SourceEngine):
         while True:
             with ExitStack() as attempt:
                 moment = attempt.enter_context(joined(workers, self.server, seconds, clock))
-                archiving = Archiving(program, self.server, moment.snapshot, state / _ARCHIVE, min(seconds, LOCK_WAIT))
+                encoding = encoding_of(moment.connection)
+                wait = min(seconds, LOCK_WAIT)
+                archiving = Archiving(program, self.server, moment.snapshot, encoding, state / _ARCHIVE, wait)
                 attempt.callback(archiving.stop)
                 try:
                     with source_errors(self.server):

@@ -22,6 +22,7 @@ from crmbackup.engines.pieces import Piece, private
 from crmbackup.engines.postgres import restore_clean as clean
 from crmbackup.engines.postgres import restore_data as data
 from crmbackup.engines.postgres import restore_finish as finishing
+from crmbackup.engines.postgres import restore_functions as functions
 from crmbackup.engines.postgres import restore_indexes as indexes
 from crmbackup.engines.postgres.connection import Server, connect, quoted, target_errors
 from crmbackup.engines.postgres.layout import TableLayout, image_digest
@@ -80,6 +81,7 @@ class PostgresRestore(Restore):
         #: Statements that give a neutral database what was taken from it; and, before those, the keys that rows break.
         self.neutralised: list[str] = []
         self._whole: list[str] = []
+        self._lent: list[str] = []  # statements that take back what functions were given
         # The archive's definitions may hold passwords of user mappings: what a killed run left of them goes first.
         temporary = Path(tempfile.gettempdir())
         remove_leftovers(temporary)
@@ -160,6 +162,11 @@ class PostgresRestore(Restore):
             self._marked = True
         if not only_data:
             self._section("pre-data", self._entries)
+            assert self._program is not None
+            with target_errors(server, "functions"):
+                self._lent = functions.prepare(
+                    holder, self._program, self._directory / _ARCHIVE, self._entries, plan.layout
+                )
             if plan.neutral:
                 with target_errors(server):
                     self.neutralised += finishing.neutralise(holder)
@@ -246,6 +253,8 @@ class PostgresRestore(Restore):
                 finishing.refresh(holder, server, self._matviews(), self._emit, neutral=plan.neutral)
         if self._content != "schema":
             finishing.analyze(holder, server, workers)
+        with target_errors(server, "functions"):
+            functions.take_back(holder, self._lent)
         if self._content != "data" and last:
             # At the very end, so that they see nothing of the restore.
             self._section("post-data", [entry for entry in self._entries if entry not in before])
@@ -302,8 +311,7 @@ class PostgresRestore(Restore):
     def _make_keys(self, holder: Connection, keys: Sequence[Entry], remarks: Sequence[Entry]) -> BrokenKeys:
         plan = self._plan
         assert self._program is not None
-        encoding = str(plan.layout.database["encoding"])
-        archive = self._directory / _ARCHIVE
+        encoding, archive = str(plan.layout.database["encoding"]), self._directory / _ARCHIVE
         broken = make_foreign_keys(
             self._program, plan.server, archive, keys, remarks, encoding, holder, self._emit, neutral=plan.neutral
         )

@@ -99,10 +99,11 @@ def refresh(connection: Connection, server: Server, labels: Sequence[str], emit:
 
     Raises TargetError kinds.
     """
-    connection.execute(AS_SERVED)
-    # A view's owner may be subject to policies: they then apply, as they did when it was filled.
-    connection.execute("SET row_security = on")
-    over_foreign = _over_foreign(connection)
+    with target_errors(server, "materialized views"):
+        connection.execute(AS_SERVED)
+        # A view's owner may be subject to policies: they then apply, as they did when it was filled.
+        connection.execute("SET row_security = on")
+        over_foreign = _over_foreign(connection)
     for label in labels:
         if neutral and label in over_foreign:
             emit(
@@ -112,6 +113,9 @@ def refresh(connection: Connection, server: Server, labels: Sequence[str], emit:
         with target_errors(server, f"materialized view {label}"):
             try:
                 _refresh(connection, label, emit)
+            except pg.ObjectNotInPrerequisiteState as error:
+                # A snapshot of an earlier version names it though it reads one that was not filled.
+                emit(Warned("matview-empty", f"materialized view {label} stays empty: {text_of(error)}"))
             except psycopg.Error as error:
                 if label not in over_foreign:
                     raise
@@ -122,7 +126,8 @@ def refresh(connection: Connection, server: Server, labels: Sequence[str], emit:
                         "refresh it when the foreign server can be reached",
                     )
                 )
-    make_canonical(connection)
+    with target_errors(server):
+        make_canonical(connection)
 
 
 def _refresh(connection: Connection, label: str, emit: Emit) -> None:

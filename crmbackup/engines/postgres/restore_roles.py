@@ -105,7 +105,8 @@ def give_meaning(server: Server, layout: Layout) -> None:
     """Of the database's settings those that tell what definitions mean, for all sessions to come: indexes and materialised
     views are then filled as in the source. Raises TargetError kinds.
     """
-    chosen = [item for item in layout.database["settings"] if item[0].lower() in MEANING]
+    # The path: for materialised views that find nothing without it.
+    chosen = [item for item in layout.database["settings"] if item[0].lower() in (*MEANING, "search_path")]
     database = {"settings": chosen, "comment": None, "connection_limit": -1}
     texts = database_settings_sql(database, server.database, owners=False)
     if texts:

@@ -92,6 +92,7 @@ def check_fillable(
                 f"table {table.label} of {server.name} is not empty",
                 hint="rows are restored to empty tables only: empty it, or restore elsewhere",
             )
+    _refuse_triggers(connection, server, tables)
     if large_objects:
         row = connection.execute("SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_largeobject_metadata)").fetchone()
         if row and row[0]:
@@ -100,3 +101,20 @@ def check_fillable(
                 why=f"the snapshot has {len(layout.large_objects)}, whose numbers could be the same",
                 hint="restore to a database without, or name tables with --table",
             )
+
+
+def _refuse_triggers(connection: Connection, server: Server, tables: Sequence[TableLayout]) -> None:
+    """Triggers that are told to act on replicas too would change the rows, or write others; also if all is taken back."""
+    names = {name for table in tables for name in ((table.schema, table.name), table.root) if name}
+    rows = connection.execute(
+        "SELECT n.nspname, c.relname, format('%I on %I.%I', t.tgname, n.nspname, c.relname) FROM pg_catalog.pg_trigger t"
+        " JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE NOT t.tgisinternal AND t.tgenabled IN ('A', 'R') AND t.tgtype & 44 <> 0 ORDER BY 3"  # INSERT, DELETE, TRUNCATE
+    ).fetchall()
+    acting = [trigger for schema, name, trigger in rows if (schema, name) in names]
+    if acting:
+        raise TargetError(
+            f"triggers of {server.name} would act on the rows",
+            why="ENABLE ALWAYS or ENABLE REPLICA: " + ", ".join(acting),
+            hint="ALTER TABLE ... DISABLE TRIGGER ..., and enable it again after the restore; or restore the definitions too",
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
@@ -65,11 +65,13 @@ def verify(
     *,
     neutralised: Sequence[str] = (),
     left_out: LeftOut | None = None,
+    known: Collection[str] | None = None,
     owners: bool = True,
     clock: Clock | None = None,
 ) -> Verification:
     """What the database holds. neutralised: statements that give it, for a moment that nobody else sees, what was taken
-    from it for a drill. left_out: what did not come back at all. owners: whether these came back.
+    from it for a drill. left_out: what did not come back at all. known: labels of the sequences of which the snapshot
+    knows where they stand, None for all. owners: whether these came back.
 
     Raises SourceError kinds.
     """
@@ -77,7 +79,7 @@ def verify(
     left_out = left_out or LeftOut()
     began = clock.monotonic()
     with joined(workers, server, _LOCK_SECONDS, clock) as moment:
-        records = _records(workers, server, moment, tables, left_out, emit)
+        records = _records(workers, server, moment, tables, left_out, known, emit)
     emit(PhaseEnded("verify", clock.monotonic() - began))
     with source_errors(server), closing(connect(server)) as connection:
         version = connection.info.server_version
@@ -105,6 +107,7 @@ def _records(
     moment: Moment,
     expected: Sequence[TableRecord],
     left_out: LeftOut,
+    known: Collection[str] | None,
     emit: Emit,
 ) -> list[TableRecord]:
     """In the order in which a snapshot has them."""
@@ -134,11 +137,14 @@ def _records(
     with source_errors(server):
         sequences, _ = read_sequences(connection)
         matviews = read_matviews(connection)
+    unknown = [found.label for found in sequences if known is not None and found.label not in known]
+    sequences = [found for found in sequences if found.label not in unknown]
     if sequences:
         # The snapshot has one record of all: those that were left out count as it says that they stood.
         record = sequences_record([*sequences, *left_out.sequences])
-        reason = f"without {left_out.labels()}, left out of the drill" if left_out.sequences else ""
-        records.append(replace(record, reason=reason))
+        reasons = [f"without {left_out.labels()}, left out of the drill"] if left_out.sequences else []
+        reasons += [f"without {', '.join(unknown)}, which the backup could not read"] if unknown else []
+        records.append(replace(record, reason="; ".join(reasons)))
     return records + [matview_record(label) for label in matviews]
 
 

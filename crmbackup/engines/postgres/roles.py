@@ -156,7 +156,7 @@ def database_settings_sql(database: Mapping[str, Any], name: str, *, owners: boo
     For the end of a restore: the connection limit and the owner can lock out whoever restores.
     """
     target = f"DATABASE {quoted(name)}"
-    result = [f"ALTER {target} SET {_setting(key, value)}" for key, value in database["settings"]]
+    result = [f"ALTER {target} SET {setting_sql(key, value)}" for key, value in database["settings"]]
     if database["comment"] is not None:
         result.append(f"COMMENT ON {target} IS {literal(database['comment'])}")
     if database["connection_limit"] >= 0:
@@ -235,7 +235,7 @@ def _role_settings(settings: list[Mapping[str, Any]], made: Any, database: str) 
             continue
         where = f" IN DATABASE {quoted(database)}" if entry["database"] else ""
         for key, value in entry["settings"]:
-            yield f"ALTER ROLE {quoted(entry['role'])}{where} SET {_setting(key, value)}"
+            yield f"ALTER ROLE {quoted(entry['role'])}{where} SET {setting_sql(key, value)}"
 
 
 def _boolean(value: bool) -> str:
@@ -255,7 +255,8 @@ _LISTS = frozenset({"local_preload_libraries", "search_path", "session_preload_l
 _ITEM = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^,"]*?))\s*(?:,|$)')
 
 
-def _setting(key: str, value: str) -> str:
+def setting_sql(key: str, value: str) -> str:
+    """What follows SET, from how the catalogs hold it."""
     if key.lower() not in _LISTS:
         return f"{quoted(key)} TO {literal(value)}"
     items, place = [], 0

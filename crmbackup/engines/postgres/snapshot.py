@@ -189,6 +189,10 @@ class PostgresSnapshot(Snapshot):
             (f"sequence {label}", "where it stands cannot be read: a right is missing, or it is unlogged on a standby")
             for label in denied
         ]
+        if denied and not moment.position.standby:
+            names = ", ".join(denied[:5]) + (" ..." if len(denied) > 5 else "")
+            hint = "GRANT SELECT ON ALL SEQUENCES IN SCHEMA ... TO the backup role"
+            self._emit(Warned("sequence-unread", f"where sequences stand is not backed up: {names}", hint))
         if not self._passwords:
             omitted.append(("passwords of roles", "roles come back without; source.passwords: true carries the hashes"))
         tables = [

@@ -142,6 +142,7 @@ class PostgresTarget(Target):
         self._neutral = neutral
         self._neutralised: list[str] = []
         self._left_out = LeftOut()
+        self._sequences: frozenset[str] | None = None
 
     @property
     def name(self) -> str:
@@ -199,6 +200,7 @@ class PostgresTarget(Target):
         options = self._options
         wanted = find_tables(found, options.tables) if options.tables else None
         tables = () if options.content == "schema" else _filled(found, options, wanted)
+        self._sequences = frozenset(item.label for item in found.sequences)
         self._left_out = left_out(found) if self._neutral else LeftOut()
         plan = Plan(self.server, options, found, digest, tables, wanted, self._programs, self._neutral, self._left_out)
         restore = PostgresRestore(plan, emit)
@@ -218,6 +220,7 @@ class PostgresTarget(Target):
             emit,
             neutralised=self._neutralised,
             left_out=self._left_out,
+            known=self._sequences,
             owners=owners,
         )
 
