@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import psycopg
 
 from crmbackup.engines.postgres.connection import quoted, text_of
-from crmbackup.engines.postgres.describe_sql import UNFILLED
+from crmbackup.engines.postgres.describe_sql import UNFILLED, copied, since_of
 from crmbackup.engines.postgres.types import TypeFacts, read_types
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -298,6 +298,17 @@ def read_omissions(connection: Connection) -> list[tuple[str, str]]:
     omitted += [
         (f"materialized view {label}", "it comes back empty: it reads another one that was not filled")
         for (label,) in unfilled
+    ]
+    comments = connection.execute(
+        f"""
+        SELECT DISTINCT i.type || ' ' || i.identity
+          FROM pg_catalog.pg_description d JOIN ({copied(since_of(connection.info.server_version // 10000))}) c(class, oid)
+            ON c.class = d.classoid AND c.oid = d.objoid,
+               LATERAL pg_catalog.pg_identify_object(d.classoid, d.objoid, d.objsubid) i ORDER BY 1""".encode()
+    ).fetchall()
+    omitted += [
+        (f"comment on {name}", "it is on what the table has from its parent, and pg_dump leaves it out")
+        for (name,) in comments
     ]
     spaces = connection.execute(
         "SELECT spcname FROM pg_catalog.pg_tablespace WHERE spcname NOT IN ('pg_default', 'pg_global') ORDER BY 1"

@@ -35,6 +35,16 @@ WITH RECURSIVE unfilled(oid) AS (
 """
 
 
+def copied(since: Since) -> str:
+    """What a table has from its parent and pg_dump leaves to the server, which makes it anew without a comment on it."""
+    clone = since(13, "tgparentid <> 0", "tgisinternal")
+    return f"""
+        SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass::oid, oid FROM pg_catalog.pg_constraint
+         WHERE conrelid <> 0 AND contype IN ('c', 'f', 'n') AND (NOT conislocal OR (contype = 'f' AND conparentid <> 0))
+        UNION ALL
+        SELECT 'pg_catalog.pg_trigger'::pg_catalog.regclass::oid, oid FROM pg_catalog.pg_trigger WHERE {clone}"""
+
+
 #: What a database is described without: nothing. `going_without` puts objects in its place.
 GONE = "(SELECT 0::oid, 0::oid WHERE false)"
 #: What belongs to an extension, or is gone.
@@ -362,6 +372,7 @@ def _database(since: Since) -> dict[str, str]:
               FROM pg_description d, LATERAL pg_identify_object(d.classoid, d.objoid, d.objsubid) i
              WHERE (d.objoid >= {FIRST} OR (d.objoid = 2200 AND d.classoid = 'pg_namespace'::regclass))
                AND coalesce(i.schema !~ '^pg_' AND i.schema <> 'information_schema', true)
+               AND (d.classoid, d.objoid) NOT IN ({copied(since)})
                AND NOT EXISTS (SELECT 1 FROM {MEMBERS} e WHERE e.classid = d.classoid AND e.objid = d.objoid)""",
         "security_labels": f"""
             SELECT i.type || ' ' || i.identity || ' ' || s.provider AS name, s.label
@@ -370,12 +381,14 @@ def _database(since: Since) -> dict[str, str]:
     }
 
 
+def since_of(major: int) -> Since:
+    """Chooses between two texts by the version of a server."""
+    return lambda version, new, old: new if major >= version else old
+
+
 def queries(major: int) -> dict[str, str]:
     """For each kind its SELECT, on servers of that major version."""
-
-    def since(version: int, new: str, old: str) -> str:
-        return new if major >= version else old
-
+    since = since_of(major)
     return {**_relations(since), **_types(since), **_code(), **_database(since)}
 
 
