@@ -11,15 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from crmbackup.core.errors import TargetError
+from crmbackup.core.errors import SourceUnavailable, TargetError
 from crmbackup.core.events import Warned
 from crmbackup.engines.base import Restore
 from crmbackup.engines.postgres.connection import Server
+from crmbackup.engines.postgres.restore_clean import make_droppable
 from crmbackup.engines.postgres.restore_functions import _calls
+from crmbackup.engines.postgres.target import PostgresTargetEngine
 from crmbackup.operations.workers import ProcessWorkers
 from tests.postgres import TestServer
 from tests.support_postgres import PgChain, assert_same, different
 from tests.support_postgres_cases import Case, make_case, workers
+from tests.support_sqlite import error_of
 
 __all__ = ["make_case", "workers"]
 
@@ -194,3 +197,95 @@ def test_triggers_that_act_on_replicas_refuse_rows_alone(make_case: Callable[...
     case.execute(place.database, "ALTER TABLE t_1 DISABLE TRIGGER noted")
     case.chain.restore(taken, target)
     assert case.execute(place.database, "SELECT (SELECT count(*) FROM t), (SELECT count(*) FROM log)") == [(1, 0)]
+
+
+def test_comments_on_what_a_table_has_from_its_parent_are_said_to_be_lost(make_case: Callable[..., Case]) -> None:
+    case = make_case(
+        "CREATE TABLE q (a int PRIMARY KEY);"
+        "CREATE TABLE p (a int CONSTRAINT positive CHECK (a > 0) REFERENCES q, PRIMARY KEY (a)) PARTITION BY RANGE (a);"
+        "CREATE TABLE p_1 PARTITION OF p FOR VALUES FROM (1) TO (9);"
+        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+        "CREATE TRIGGER stamp BEFORE INSERT ON p FOR EACH ROW EXECUTE FUNCTION f();"
+        "COMMENT ON CONSTRAINT positive ON p IS 'kept'; COMMENT ON CONSTRAINT p_1_pkey ON p_1 IS 'kept';"
+        "COMMENT ON CONSTRAINT positive ON p_1 IS 'lost'; COMMENT ON TRIGGER stamp ON p_1 IS 'lost';"
+        "COMMENT ON CONSTRAINT p_a_fkey ON p_1 IS 'lost'"
+    )
+    taken = case.chain.take()
+    lost = sorted(what for what, _ in taken.image.not_covered if what.startswith("comment "))
+    assert lost == [
+        "comment on table constraint p_a_fkey on public.p_1",
+        "comment on table constraint positive on public.p_1",
+        "comment on trigger stamp on public.p_1",
+    ]
+    place = case.place()
+    assert_same(taken, case.restored(taken, place))
+    assert case.execute(place.database, "SELECT DISTINCT description FROM pg_description WHERE objoid >= 16384") == [
+        ("kept",)
+    ]
+
+
+#: Neither a restore nor what removes one may wake it.
+LOUD = """
+CREATE TABLE t AS SELECT 1 AS a;
+CREATE FUNCTION loud() RETURNS event_trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'no definitions'; END$$;
+CREATE SUBSCRIPTION sub CONNECTION 'host=127.0.0.1' PUBLICATION p WITH (connect = false);
+CREATE EVENT TRIGGER loud ON ddl_command_start EXECUTE FUNCTION loud();
+ALTER EVENT TRIGGER loud ENABLE ALWAYS
+"""
+
+
+@pytest.fixture
+def quiet(pg15: TestServer) -> Iterator[list[str]]:
+    """Databases that are made droppable again."""
+    names: list[str] = []
+    yield names
+    for name in names:
+        with pg15.connect(name) as connection:
+            make_droppable(connection)
+
+
+def test_event_triggers_that_always_act_do_not_act_on_a_restore(
+    make_case: Callable[..., Case], quiet: list[str]
+) -> None:
+    case = make_case(LOUD)
+    quiet.append(case.names[0])
+    taken = case.chain.take()
+    place = case.place(make=False)
+    assert_same(taken, case.restored(taken, place, create=True))
+    quiet.append(place.database)
+    rows = case.execute(place.database, "SELECT evtenabled::text FROM pg_event_trigger")
+    assert rows == [("A",)]
+
+
+def test_a_drill_beside_others_drops_a_database_with_subscriptions(
+    make_case: Callable[..., Case], quiet: list[str], pg15: TestServer
+) -> None:
+    case = make_case(LOUD)
+    quiet.append(case.names[0])
+    taken = case.chain.take()
+    engine = PostgresTargetEngine(None, None, drill_server=pg15.server())
+    with engine.isolated(case.chain.scratch, taken.image.layout, taken.info.properties, print) as place:
+        case.chain.restore(taken, place.target)
+        assert_same(taken, case.chain.verify(taken, place.target))
+    assert place.gone()
+
+
+def test_limits_of_connections(make_case: Callable[..., Case], pg15: TestServer, tmp_path: Path) -> None:
+    role = f"owner_{secrets.token_hex(4)}"
+    with pg15.connect() as connection:
+        connection.execute(f"CREATE ROLE {role} LOGIN CREATEDB")
+    case = make_case("CREATE TABLE t AS SELECT 1 AS a", owner=role)
+    name = case.names[0]
+    case.execute(name, f"ALTER TABLE t OWNER TO {role}; ALTER DATABASE {name} CONNECTION LIMIT 1")
+    try:
+        taken = case.chain.take()
+        engine = PostgresTargetEngine(None, None, drill_server=by(pg15.server(), role))
+        with engine.isolated(tmp_path, taken.image.layout, taken.info.properties, print) as place:
+            case.chain.restore(taken, place.target)
+            assert_same(taken, case.chain.verify(taken, place.target))
+        error = error_of(PgChain(by(case.chain.server, role), tmp_path, case.chain.workers).take)
+        assert (type(error), "limits.jobs" in error.hint) == (SourceUnavailable, True)
+    finally:
+        pg15.drop_database(name)
+        with pg15.connect() as connection:
+            connection.execute(f"DROP ROLE {role}")

@@ -181,6 +181,11 @@ _LARGE_ROW = (
 )
 _LOGIN = "check the user in source.url, source.password, and pg_hba.conf on the server"
 _WHERE = "check source.url in the policy"
+_TOO_MANY = re.compile("too many (connections|clients)|remaining connection slots")
+_CONNECTIONS = (
+    "limits.jobs and three more are needed: lower limits.jobs, or raise the CONNECTION LIMIT of the role or database, or"
+    " max_connections"
+)
 _RIGHTS = "grant the right; docs/postgresql.md lists what a backup role needs"
 
 
@@ -251,10 +256,16 @@ def source_errors(server: Server, what: str = "") -> Iterator[None]:
         raise SourceUnavailable(
             f"the database {server.name} cannot be reached",
             why=place + text_of(error),
-            hint="look whether the server runs and its log says why; check host, port and TLS in source.url",
+            hint=_hint(
+                error, "look whether the server runs and its log says why; check host, port and TLS in source.url"
+            ),
         ) from error
     except (psycopg.Error, UnicodeError) as error:
         raise SourceError(f"the database {server.name} cannot be read", why=place + text_of(error)) from error
+
+
+def _hint(error: psycopg.OperationalError, usual: str) -> str:
+    return _CONNECTIONS if _TOO_MANY.search(str(error)) else usual
 
 
 def _refused(error: psycopg.OperationalError) -> type[SourceError] | None:
@@ -289,7 +300,7 @@ def target_errors(server: Server, what: str = "") -> Iterator[None]:
         raise kind(
             f"the target {server.name} cannot be used",
             why=place + text_of(error),
-            hint="look whether the server runs and the database exists; --create makes it",
+            hint=_hint(error, "look whether the server runs and the database exists; --create makes it"),
         ) from error
     except (psycopg.Error, UnicodeError) as error:
         raise TargetError(f"the target {server.name} does not take it", why=place + text_of(error)) from error

@@ -323,8 +323,6 @@ class PostgresRestore(Restore):
     def _end(self, holder: Connection) -> None:
         """From here on it is a whole database. This commit is the one that makes all others durable."""
         with target_errors(self._plan.server):
-            if self._content != "data" and any(entry.kind == "EVENT TRIGGER" for entry in self._entries):
-                holder.execute("SET session_replication_role = replica")  # or they would see this
             holder.execute("SET synchronous_commit = on")
             clean.clear_mark(holder)
         self._committed = True

@@ -21,6 +21,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 MARK = "crmbackup_restoring"
 #: What only one session of a database can hold: that which restores. Two halves of a number of our own.
 _LOCK = (0x63726D62, 0x72657374)
+_DROP_EVENT_TRIGGERS = "SELECT format('DROP EVENT TRIGGER %I', evtname) FROM pg_event_trigger"
 #: What is dropped in one transaction: each takes locks, of which a server has a limited number.
 _BATCH = 200
 #: Objects made by users, and not by an extension or the server; for each kind a query of names.
@@ -94,8 +95,25 @@ def set_mark(
 
 
 def clear_mark(connection: Connection) -> None:
-    """The restore is over."""
-    connection.execute(f"DROP SCHEMA IF EXISTS {MARK} CASCADE".encode())
+    """The restore is over; no event trigger sees it. Raises psycopg.Error."""
+    words = {"O": "ENABLE", "R": "ENABLE REPLICA", "A": "ENABLE ALWAYS"}
+    codec = connection.info.encoding
+    with connection.transaction():
+        acting = connection.execute(
+            "SELECT quote_ident(evtname), evtenabled::text FROM pg_event_trigger"
+            " WHERE evtenabled <> 'D' AND pg_has_role(evtowner, 'USAGE')"
+        ).fetchall()
+        for name, _ in acting:
+            connection.execute(f"ALTER EVENT TRIGGER {name} DISABLE".encode(codec))
+        connection.execute(f"DROP SCHEMA IF EXISTS {MARK} CASCADE".encode())
+        for name, state in acting:
+            connection.execute(f"ALTER EVENT TRIGGER {name} {words[state]}".encode(codec))
+
+
+def make_droppable(connection: Connection) -> None:
+    """A database with subscriptions cannot be dropped. Raises psycopg.Error."""
+    _each(connection, _DROP_EVENT_TRIGGERS)
+    _drop_subscriptions(connection)
 
 
 def undo_marked(connection: Connection, mark: Mapping[str, Any]) -> None:
@@ -145,7 +163,7 @@ def make_empty(connection: Connection, public: Mapping[str, Any] | None) -> None
     public: what `read_public` gave before.
     """
     # Event triggers come first: they would fire for all that follows.
-    _each(connection, "SELECT format('DROP EVENT TRIGGER %I', evtname) FROM pg_event_trigger")
+    _each(connection, _DROP_EVENT_TRIGGERS)
     _drop_subscriptions(connection)
     _each(connection, "SELECT format('DROP PUBLICATION %I', pubname) FROM pg_publication")
     _each(

@@ -119,6 +119,14 @@ def give_meaning(server: Server, layout: Layout) -> None:
 def drop_database(server: Server) -> None:
     """With everything in it, whoever is connected. Raises TargetError kinds."""
     with target_errors(server, "the database"), closing(connect(server.at(MAINTENANCE))) as connection:
+        row = connection.execute(
+            "SELECT count(s.subname) FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid"
+            " WHERE d.datname = %s",
+            (server.database,),
+        ).fetchone()
+        if row and row[0]:
+            with closing(connect(server)) as inside:
+                clean.make_droppable(inside)
         force = " WITH (FORCE)" if connection.info.server_version >= _FORCE else ""
         if not force:
             connection.execute(
@@ -132,11 +140,12 @@ def drop_database(server: Server) -> None:
 def give_settings(
     connection: Connection, server: Server, layout: Layout, emit: Emit, *, owners: bool, neutral: bool
 ) -> None:
-    """The properties of the database itself, and what roles have set in it. neutral: without libraries to load, and
-    without what roles have set. Raises TargetError kinds.
+    """The properties of the database itself, and what roles have set in it. neutral: without libraries to load, without what
+    roles have set, and with as many connections as a drill needs. Raises TargetError kinds.
     """
     database = dict(layout.database)
     if neutral:
+        database["connection_limit"] = -1
         database["settings"] = [item for item in database["settings"] if item[0].lower() not in _PRELOADED]
     codec = connection.info.encoding
     for text in database_settings_sql(database, server.database, owners=owners):
