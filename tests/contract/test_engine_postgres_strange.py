@@ -14,7 +14,7 @@ import pytest
 from crmbackup.core.errors import SourceUnavailable, TargetError
 from crmbackup.core.events import Warned
 from crmbackup.engines.base import Restore
-from crmbackup.engines.postgres.connection import Server
+from crmbackup.engines.postgres.connection import Server, _refuse_shared, source_errors
 from crmbackup.engines.postgres.restore_clean import make_droppable
 from crmbackup.engines.postgres.restore_functions import _calls
 from crmbackup.engines.postgres.target import PostgresTargetEngine
@@ -289,3 +289,12 @@ def test_limits_of_connections(make_case: Callable[..., Case], pg15: TestServer,
         pg15.drop_database(name)
         with pg15.connect() as connection:
             connection.execute(f"DROP ROLE {role}")
+
+
+def test_sessions_that_a_pooler_shares_are_refused(pg15: TestServer) -> None:
+    server = pg15.server()
+    with pg15.connect() as one, pg15.connect() as other:
+        _refuse_shared(one, other)  # as a pool of sessions has them
+        with pytest.raises(SourceUnavailable) as raised, source_errors(server):
+            _refuse_shared(one, one)
+    assert "pool_mode = session" in raised.value.hint

@@ -160,12 +160,33 @@ def connect(server: Server, *, autocommit: bool = True) -> psycopg.Connection[tu
     password = server.password.reveal() if server.password else None
     connection = psycopg.connect(**keywords, password=password, autocommit=True)  # type: ignore[arg-type]
     try:
+        if _backend(connection) != connection.info.backend_pid:  # a pooler answered, and gives numbers of its own
+            with psycopg.connect(**keywords, password=password, autocommit=True) as other:  # type: ignore[arg-type]
+                _refuse_shared(connection, other)
         make_canonical(connection)
         connection.autocommit = autocommit
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+class SharedSessionError(psycopg.OperationalError):
+    """A pooler gives each transaction a session that others had and will have: settings and locks do not hold there."""
+
+
+def _refuse_shared(one: psycopg.Connection[tuple[object, ...]], other: psycopg.Connection[tuple[object, ...]]) -> None:
+    """Raises SharedSessionError where one session of the server serves both connections, or another one each time."""
+    before = _backend(one)
+    other.execute("BEGIN")
+    if _backend(other) == before or _backend(one) != before:
+        raise SharedSessionError("a connection pooler is in between, which shares sessions of the server (pool_mode)")
+    other.execute("ROLLBACK")
+
+
+def _backend(connection: psycopg.Connection[tuple[object, ...]]) -> object:
+    row = connection.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
+    return row[0] if row else None
 
 
 def encoding_of(connection: psycopg.Connection[tuple[object, ...]]) -> str:
@@ -265,6 +286,8 @@ def source_errors(server: Server, what: str = "") -> Iterator[None]:
 
 
 def _hint(error: psycopg.OperationalError, usual: str) -> str:
+    if isinstance(error, SharedSessionError):
+        return "name the server itself, or a pool with pool_mode = session"
     return _CONNECTIONS if _TOO_MANY.search(str(error)) else usual
 
 
