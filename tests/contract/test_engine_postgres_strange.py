@@ -151,6 +151,36 @@ def test_a_view_over_a_function_that_needs_the_path_of_the_database(make_case: C
     assert case.execute(place.database, "SELECT total FROM totals") == [(2,)]
 
 
+def test_a_view_that_cannot_be_filled_any_more_stays_empty_but_fails_a_drill(make_case: Callable[..., Case]) -> None:
+    case = make_case(
+        "CREATE TABLE t (a int); INSERT INTO t VALUES (1); CREATE MATERIALIZED VIEW ones AS TABLE t;"
+        "CREATE UNIQUE INDEX ON ones (a); CREATE MATERIALIZED VIEW more AS TABLE ones; INSERT INTO t VALUES (1)"
+    )
+    taken = case.chain.take()
+    with pytest.raises(TargetError, match=r"public\.ones"):
+        case.chain.prove(taken)
+    place = case.place()
+    case.chain.events.clear()
+    case.chain.restore(taken, case.chain.target(place))
+    warnings = [event for event in case.chain.events if isinstance(event, Warned)]
+    assert [(event.code, event.text.split()[2]) for event in warnings] == [
+        ("matview-empty", "public.ones"),
+        ("matview-empty", "public.more"),
+    ]
+    assert case.execute(place.database, "SELECT count(*) FROM t") == [(2,)]
+
+
+def test_a_locale_that_the_server_lacks_is_told(
+    make_case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make_case("CREATE TABLE t AS SELECT 1 AS a")
+    taken = case.chain.take()
+    taken.image.layout["database"]["collate"] = "xx_XX.UTF-8"  # type: ignore[index]
+    target = case.chain.target(case.place(make=False), create=True)
+    error = error_of(lambda: case.chain.restore(taken, target))
+    assert (type(error), "locale" in error.what, "--create" in error.hint) == (TargetError, True, True)
+
+
 def test_a_drill_goes_by_the_sequences_that_the_backup_could_read(
     make_case: Callable[..., Case], workers: ProcessWorkers, pg15: TestServer, tmp_path: Path
 ) -> None:

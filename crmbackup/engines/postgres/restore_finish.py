@@ -17,6 +17,8 @@ from crmbackup.engines.postgres.restore_data import run
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
+#: What is wrong with a query or its rows, not with the server.
+_REFUSED = (psycopg.ProgrammingError, psycopg.DataError, psycopg.IntegrityError)
 #: What goes to the server at once.
 _BATCH = 500
 #: Tables in one ANALYZE.
@@ -94,8 +96,8 @@ def matviews_of(connection: Connection) -> set[str]:
 
 
 def refresh(connection: Connection, server: Server, labels: Sequence[str], emit: Emit, *, neutral: bool) -> None:
-    """Fill materialised views, in order. One that reads a foreign table stays empty where that fails, with a warning;
-    neutral: always.
+    """Fill materialised views, in order. One that cannot be filled stays empty, with a warning: what it is made of is there.
+    neutral: then it is an error, as the drill is to tell of it, unless it reads a foreign table, which a drill never does.
 
     Raises TargetError kinds.
     """
@@ -113,19 +115,16 @@ def refresh(connection: Connection, server: Server, labels: Sequence[str], emit:
         with target_errors(server, f"materialized view {label}"):
             try:
                 _refresh(connection, label, emit)
-            except pg.ObjectNotInPrerequisiteState as error:
-                # A snapshot of an earlier version names it though it reads one that was not filled.
-                emit(Warned("matview-empty", f"materialized view {label} stays empty: {text_of(error)}"))
             except psycopg.Error as error:
-                if label not in over_foreign:
+                # In a snapshot of an earlier version one may read another that was not filled.
+                unfilled = isinstance(error, pg.ObjectNotInPrerequisiteState)
+                if label in over_foreign:
+                    hint = "refresh it when the foreign server can be reached"
+                elif unfilled or (not neutral and isinstance(error, _REFUSED)):
+                    hint = "mend the view, or the rows that it is made of, and refresh it"
+                else:
                     raise
-                emit(
-                    Warned(
-                        "matview-empty",
-                        f"materialized view {label} stays empty: {text_of(error)}",
-                        "refresh it when the foreign server can be reached",
-                    )
-                )
+                emit(Warned("matview-empty", f"materialized view {label} stays empty: {text_of(error)}", hint))
     with target_errors(server):
         make_canonical(connection)
 

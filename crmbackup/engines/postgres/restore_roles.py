@@ -98,7 +98,15 @@ def create_database(server: Server, layout: Layout, emit: Emit) -> None:
         drop_database(server)
     with target_errors(server, "the database"), closing(connect(server.at(MAINTENANCE))) as connection:
         text = create_database_sql(layout.database, server.database, connection.info.server_version)
-        connection.execute(text.encode(connection.info.encoding))
+        try:
+            connection.execute(text.encode(connection.info.encoding))
+        except pg.WrongObjectType as error:
+            raise TargetError(
+                f"the server of {server.name} lacks the locale of the snapshot's database",
+                why=text_of(error),
+                hint="make it known to the system that the server runs on (Debian: dpkg-reconfigure locales); or make the"
+                " database yourself, with a locale that is there, and restore without --create",
+            ) from error
 
 
 def give_meaning(server: Server, layout: Layout) -> None:
