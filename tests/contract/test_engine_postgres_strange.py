@@ -321,6 +321,25 @@ def test_limits_of_connections(make_case: Callable[..., Case], pg15: TestServer,
             connection.execute(f"DROP ROLE {role}")
 
 
+def test_a_database_is_made_where_nobody_gets_into_the_one_called_postgres(
+    make_case: Callable[..., Case], pg15: TestServer
+) -> None:
+    role = f"maker_{secrets.token_hex(4)}"
+    case = make_case("CREATE TABLE t AS SELECT 1 AS a")
+    taken = case.chain.take()
+    with pg15.connect() as connection:
+        connection.execute(f"CREATE ROLE {role} LOGIN CREATEDB")
+        connection.execute("REVOKE CONNECT ON DATABASE postgres FROM PUBLIC")
+        try:
+            place = by(case.place(make=False), role)
+            found = case.restored(taken, place, create=True, roles="ignore")
+            assert different(taken.image.tables, found.tables) == []
+        finally:
+            connection.execute("GRANT CONNECT ON DATABASE postgres TO PUBLIC")
+            pg15.drop_database(place.database)
+            connection.execute(f"DROP ROLE {role}")
+
+
 def test_sessions_that_a_pooler_shares_are_refused(pg15: TestServer) -> None:
     server = pg15.server()
     with pg15.connect() as one, pg15.connect() as other:

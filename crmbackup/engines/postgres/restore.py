@@ -32,7 +32,7 @@ from crmbackup.engines.postgres.restore_keys import BrokenKeys, make_foreign_key
 from crmbackup.engines.postgres.restore_plan import Plan, choose_entries
 from crmbackup.engines.postgres.restore_program import list_entries, program_for, run_section, text_of_entries
 from crmbackup.engines.postgres.restore_roles import (
-    MAINTENANCE,
+    beside,
     create_database,
     drop_database,
     drop_roles,
@@ -177,7 +177,7 @@ class PostgresRestore(Restore):
     @property
     def _beside(self) -> Server:
         """Where to be when the database may not be there."""
-        return self._plan.server.at(MAINTENANCE) if self._plan.options.create else self._plan.server
+        return beside(self._plan.server) if self._plan.options.create else self._plan.server
 
     @property
     def _ours(self) -> bool:

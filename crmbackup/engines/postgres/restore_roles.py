@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
@@ -24,11 +25,22 @@ from crmbackup.engines.postgres.roles import (
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-#: The database that is always there, from which others are made.
-MAINTENANCE = "postgres"
+#: The database from which others are made, and the one that is there where somebody dropped that one.
+_MAINTENANCE, _TEMPLATE = "postgres", "template1"
 _FORCE = 130000
 #: Settings that let a session begin with a library, which the server of a drill may not have.
 _PRELOADED = frozenset({"session_preload_libraries", "local_preload_libraries"})
+
+
+def beside(server: Server) -> Server:
+    """Where to be when the database may not be there."""
+    place = server.at(_MAINTENANCE)
+    try:
+        connect(place).close()
+    except psycopg.OperationalError as error:
+        if re.search(r'database ".*" does not exist|permission denied for database', str(error)):
+            return server.at(_TEMPLATE)
+    return place
 
 
 def missing_roles(connection: Connection, layout: Layout) -> list[str]:
@@ -77,7 +89,7 @@ def refuse_existing(server: Server) -> bool:
 
     Raises TargetExists, TargetError kinds.
     """
-    with target_errors(server), closing(connect(server.at(MAINTENANCE))) as connection:
+    with target_errors(server), closing(connect(beside(server))) as connection:
         if not exists(connection, server.database):
             return False
     with target_errors(server), closing(connect(server)) as connection:
@@ -96,7 +108,7 @@ def create_database(server: Server, layout: Layout, emit: Emit) -> None:
     if refuse_existing(server):
         emit(Notice(f"a restore to {server.name} was not finished: what it left is removed"))
         drop_database(server)
-    with target_errors(server, "the database"), closing(connect(server.at(MAINTENANCE))) as connection:
+    with target_errors(server, "the database"), closing(connect(beside(server))) as connection:
         text = create_database_sql(layout.database, server.database, connection.info.server_version)
         try:
             connection.execute(text.encode(connection.info.encoding))
@@ -119,14 +131,14 @@ def give_meaning(server: Server, layout: Layout) -> None:
     texts = database_settings_sql(database, server.database, owners=False)
     if texts:
         what = "settings of the database"
-        with target_errors(server, what), closing(connect(server.at(MAINTENANCE))) as connection:
+        with target_errors(server, what), closing(connect(beside(server))) as connection:
             for text in texts:
                 connection.execute(text.encode(connection.info.encoding))
 
 
 def drop_database(server: Server) -> None:
     """With everything in it, whoever is connected. Raises TargetError kinds."""
-    with target_errors(server, "the database"), closing(connect(server.at(MAINTENANCE))) as connection:
+    with target_errors(server, "the database"), closing(connect(beside(server))) as connection:
         row = connection.execute(
             "SELECT count(s.subname) FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid"
             " WHERE d.datname = %s",

@@ -28,7 +28,7 @@ from crmbackup.engines.postgres.layout import Layout, decode_layout, touched
 from crmbackup.engines.postgres.restore import PostgresRestore
 from crmbackup.engines.postgres.restore_plan import Plan, refuse_missing_extensions
 from crmbackup.engines.postgres.restore_roles import (
-    MAINTENANCE,
+    beside,
     drop_database,
     exists,
     make_roles,
@@ -103,12 +103,12 @@ class PostgresTargetEngine(TargetEngine):
     def _beside(self, server: Server, layout: Layout) -> Iterator[IsolatedTarget]:
         name = f"crmbackup_drill_{secrets.token_hex(4)}"
         place = server.at(name)
-        with target_errors(server), closing(connect(server.at(MAINTENANCE))) as connection:
+        with target_errors(server), closing(connect(beside(server))) as connection:
             empty = not exists(connection, name)
         target = PostgresTarget(place, _DRILL, self._programs, neutral=True)
 
         def gone() -> bool:
-            with suppress(CrmBackupError), target_errors(server), closing(connect(server.at(MAINTENANCE))) as looking:
+            with suppress(CrmBackupError), target_errors(server), closing(connect(beside(server))) as looking:
                 return not exists(looking, name)
             return False
 
@@ -164,7 +164,7 @@ class PostgresTarget(Target):
         found = decode_layout(layout)
         options = self._options
         wanted = find_tables(found, options.tables) if options.tables else None
-        place = self.server.at(MAINTENANCE) if options.create else self.server
+        place = beside(self.server) if options.create else self.server
         with target_errors(self.server), closing(connect(place)) as connection:
             major = connection.info.server_version // 10000
             if major < found.major:
