@@ -163,15 +163,22 @@ def _over_foreign(connection: Connection) -> set[str]:
 
 
 def analyze(connection: Connection, server: Server, workers: Workers) -> None:
-    """Statistics of all tables, for a usable plan from the first query on. Raises TargetError kinds."""
+    """Statistics of all tables, for a usable plan from the first query on; of those that have foreign tables among their
+    children only the children's, as ANALYZE would ask the foreign servers. Raises TargetError kinds.
+    """
     with target_errors(server):
         names = [
             row[0]
             for row in connection.execute(
                 """
+                WITH RECURSIVE far(oid) AS (
+                    SELECT oid FROM pg_catalog.pg_class WHERE relkind = 'f'
+                     UNION SELECT i.inhparent FROM pg_catalog.pg_inherits i JOIN far f ON f.oid = i.inhrelid)
                 SELECT format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class c
                   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-                 WHERE c.relkind IN ('r', 'p', 'm') AND NOT c.relispartition
+                 WHERE c.relkind IN ('r', 'p', 'm') AND c.oid NOT IN (SELECT oid FROM far)
+                   AND (NOT c.relispartition OR EXISTS (SELECT 1 FROM pg_catalog.pg_inherits i
+                         WHERE i.inhrelid = c.oid AND i.inhparent IN (SELECT oid FROM far)))
                    AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
                    AND pg_catalog.pg_has_role(c.relowner, 'USAGE')
                  ORDER BY c.relpages DESC"""

@@ -170,7 +170,10 @@ def _refusal(text: str, server: Server, code: int) -> TargetError | DiskFull:
         return DiskFull(f"the disk of the server of {server.name} is full", why=f"{what}: {why}")
     if "connection to server" in text or "server closed the connection" in text:
         return TargetUnavailable(f"the target {server.name} cannot be used", why=why, hint="look into the server's log")
-    if any(part in why for part in ("permission denied", "must be owner", "must be superuser", "must be able to")):
+    if any(
+        part in why
+        for part in ("permission denied", "must be owner", "must be member", "must be superuser", "must be able to")
+    ):
         return TargetDenied(
             f"the target {server.name} refuses {what}",
             why=why,
