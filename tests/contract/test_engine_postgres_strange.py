@@ -36,6 +36,8 @@ CREATE TABLE partners (id serial, name text, code text CHECK (is_plain(code)), w
 INSERT INTO partners (name, code) SELECT 'Élodie ' || i, i FROM generate_series(1, 500) i;
 CREATE INDEX ON partners (plain(name));
 CREATE INDEX ON partners (slow_plain(name)) WHERE plain(name) <> '';
+CREATE FUNCTION any_plain(anyelement) RETURNS text LANGUAGE sql IMMUTABLE AS $$SELECT plain($1::text)$$;
+CREATE UNIQUE INDEX ON partners (any_plain(id));
 CREATE STATISTICS told ON plain(name), id FROM partners;
 """
 

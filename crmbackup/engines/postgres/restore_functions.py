@@ -26,7 +26,10 @@ _USUAL_PATH = '"$user", public'
 #: What indexes can be over, and what checks are: functions of users, without a search_path of their own. 12 and 13 are the
 #: languages internal and C, 14 is SQL.
 _RESTED_ON = """
-SELECT p.oid, p.oid::pg_catalog.regprocedure::text, p.prolang = 14 FROM pg_catalog.pg_proc p
+SELECT p.oid, p.oid::pg_catalog.regprocedure::text, p.prolang = 14 AND NOT EXISTS (
+           SELECT 1 FROM pg_catalog.unnest(p.proargtypes) a(oid) JOIN pg_catalog.pg_type t ON t.oid = a.oid
+            WHERE t.typtype = 'p')
+  FROM pg_catalog.pg_proc p
   JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
  WHERE p.oid >= 16384 AND p.prokind = 'f' AND p.prolang NOT IN (12, 13) AND n.nspname !~ '^pg_' AND {sqlbody}
    AND NOT EXISTS (SELECT 1 FROM pg_catalog.unnest(p.proconfig) c WHERE c LIKE 'search\\_path=%%')
@@ -63,14 +66,14 @@ def prepare(
 def lend_paths(connection: Connection, settings: Sequence[Sequence[str]]) -> list[str]:
     """Give functions that need it the database's usual search_path; gives the statements that take it back.
 
-    settings: of the database. In SQL the server can tell which functions need it; other languages are only understood
-    as they run. Raises psycopg.Error.
+    settings: of the database. In SQL the server can tell which functions need it; those of any type, and other languages,
+    are only understood as they run. Raises psycopg.Error.
     """
     path = next((value for key, value in settings if key.lower() == "search_path"), _USUAL_PATH)
     undo, codec = [], connection.info.encoding
     sqlbody = "p.prosqlbody IS NULL" if connection.info.server_version >= 140000 else "true"
-    for oid, name, in_sql in connection.execute(_RESTED_ON.format(sqlbody=sqlbody).encode()).fetchall():
-        if not in_sql or _fails(connection, oid):
+    for oid, name, can_tell in connection.execute(_RESTED_ON.format(sqlbody=sqlbody).encode()).fetchall():
+        if not can_tell or _fails(connection, oid):
             connection.execute(f"ALTER FUNCTION {name} SET {setting_sql('search_path', path)}".encode(codec))
             undo.append(f"ALTER FUNCTION {name} RESET search_path")
     return undo
