@@ -78,7 +78,7 @@ def test_a_service_is_not_asked_for_what_the_url_names(server: TestServer, host:
     services.write_text(
         f"[there]\nhost={keywords['host']}\nport={keywords['port']}\nuser=backup\npassword={PASSWORD}\ndbname=precious\n"
     )
-    where = {"PGSERVICEFILE": str(services)}
+    where = {"PGSERVICEFILE": str(services), "PGPORT": "1"}  # the service comes before variables
     policy = policy_of(host, "postgresql:///crm?service=there", tmp_path)
     host.run("backup", policy, env=where)
     host.run(

@@ -128,7 +128,8 @@ def settings_of_libpq(service: str | None) -> dict[str, str]:
     found = {
         option.keyword.decode(): option.val.decode("utf-8", "surrogateescape")
         for option in options
-        if option.val and option.val != option.compiled
+        # What is as it was compiled in is left to libpq, unless a variable would then win over the service.
+        if option.val and (option.val != option.compiled or (option.envvar or b"").decode() in os.environ)
     }
     if not name and "PGUSER" not in os.environ:
         found.pop("user", None)  # that of the system, which libpq takes by itself
