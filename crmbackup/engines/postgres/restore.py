@@ -164,9 +164,8 @@ class PostgresRestore(Restore):
             self._section("pre-data", self._entries)
             assert self._program is not None
             with target_errors(server, "functions"):
-                self._lent = functions.prepare(
-                    holder, self._program, self._directory / _ARCHIVE, self._entries, plan.layout
-                )
+                archive = self._directory / _ARCHIVE
+                self._lent = functions.prepare(holder, self._program, archive, self._entries, plan.layout)
             if plan.neutral:
                 with target_errors(server):
                     self.neutralised += finishing.neutralise(holder)
@@ -198,18 +197,13 @@ class PostgresRestore(Restore):
 
     def _section(self, section: str, entries: Sequence[Entry], jobs: int = 1) -> None:
         assert self._program is not None
-        archive = self._directory / _ARCHIVE
-        run_section(
+        program, server, archive, token = (
             self._program,
             self._plan.server,
-            archive,
-            section,
-            entries,
-            server_major=self._major,
-            jobs=jobs,
-            ours=self._ours,
-            token=self._session.token,
+            self._directory / _ARCHIVE,
+            self._session.token,
         )
+        run_section(program, server, self._major, archive, section, entries, jobs=jobs, ours=self._ours, token=token)
 
     def _loads(self) -> Mapping[int, object]:
         plan = self._plan

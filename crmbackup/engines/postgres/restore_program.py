@@ -91,11 +91,11 @@ def _read(program: Program, archive: Path, *options: str) -> bytes:
 def run_section(
     program: Program,
     server: Server,
+    server_major: int,
     archive: Path,
     section: str,
     entries: Iterable[Entry],
     *,
-    server_major: int,
     jobs: int = 1,
     ours: bool = False,
     token: str = "",
