@@ -105,7 +105,8 @@ def run_section(
     token: what its sessions are called.
 
     Raises TargetError kinds at the first that the server refuses, DiskFull. A program that sets what the server does not
-    know has to go on after errors; then it makes the rest of the section before this raises.
+    know has to go on after errors; then it makes the rest of the section before this raises. What several jobs say then
+    would be mixed up, so there is one.
     """
     chosen = list(entries)
     if not chosen:
@@ -120,12 +121,12 @@ def run_section(
         f"--use-list={wanted}",
         "--dbname=",  # where to connect to is in the environment
     ]
-    if jobs > 1:
-        options.append(f"--jobs={jobs}")
-    elif len(chosen) <= _ONE_TRANSACTION and not goes_on:
-        options.append("--single-transaction")
     if not goes_on:
         options.append("--exit-on-error")
+        if jobs > 1:
+            options.append(f"--jobs={jobs}")
+        elif len(chosen) <= _ONE_TRANSACTION:
+            options.append("--single-transaction")
     if ours:
         options += ["--no-owner", "--no-privileges"]
     _run([str(program.path), *options, str(archive)], server, token, goes_on=goes_on)
