@@ -47,7 +47,7 @@ def command(
             raise UsageError("--why must be one line of text, not empty")
         place = host.place(policy, address)
         repository = host.open_keeper(place, Keys(identity_file, passphrase_file))
-        header = choose_snapshot(repository, of_policy or place.policy_name, wanted, show.event)
+        header = choose_snapshot(repository, of_policy or place.policy_name, wanted, show.event, host.clock.now())
         pin = SnapshotPin(
             policy=header.policy,
             snapshot_id=header.snapshot_id,

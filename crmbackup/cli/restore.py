@@ -100,7 +100,8 @@ def command(
     from crmbackup.core.errors import UsageError
     from crmbackup.core.events import Warned
     from crmbackup.engines.base import RestoreOptions
-    from crmbackup.operations.restore import plan_restore, run_restore, warn_of_future
+    from crmbackup.operations.dates import warn_of_future
+    from crmbackup.operations.restore import plan_restore, run_restore
     from crmbackup.storage.address import LocalAddress
 
     if at is not None and wanted != "latest":
@@ -123,7 +124,7 @@ def command(
             # A server of another product would be asked first, and its answer be no help.
             with closing(place.spec.open(read_only=True)) as storage:
                 known = host.opened(storage, None, host.files.pin(place.text))
-                engine = meant_engine(known, of_policy or place.policy_name, wanted, at)
+                engine = meant_engine(known, of_policy or place.policy_name, wanted, host.clock.now(), at)
             if engine:
                 host.engines.require_engine(engine, to)
         target = host.engines.target(to, options, place.loaded)
@@ -131,9 +132,9 @@ def command(
             _refuse_repository(Path(target.name), place.address.path)
         replaces = target.check()
         repository = host.open_reader(place, Keys(identity_file, passphrase_file), need_identity=True)
-        header = choose_snapshot(repository, of_policy or place.policy_name, wanted, show.event, at)
-        host.engines.require_engine(header.engine, to)
         now = host.clock.now()
+        header = choose_snapshot(repository, of_policy or place.policy_name, wanted, show.event, now, at)
+        host.engines.require_engine(header.engine, to)
         plan = plan_restore(repository, header, target, now, replaces=replaces)
         show.result(
             "plan", _plan_data(plan), lambda: _plan_text(plan, _replaced(overwrite=overwrite, server=is_server(to)))

@@ -43,7 +43,7 @@ def command(
         host = wiring()
         place = host.place(policy, address)
         repository = host.open_reader(place, Keys(identity_file, passphrase_file), need_identity=True)
-        header = choose_snapshot(repository, of_policy or place.policy_name, wanted, show.event)
+        header = choose_snapshot(repository, of_policy or place.policy_name, wanted, show.event, host.clock.now())
         body = read_body(repository.body(header), header.packs)
         pins = find_pins(repository, header.policy)
         pin, doubt = pins.valid.get(header.snapshot_id), pins.doubtful.get(header.snapshot_id)

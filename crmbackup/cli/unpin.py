@@ -35,7 +35,7 @@ def command(
         host = wiring()
         place = host.place(policy, address)
         repository = host.open_keeper(place, Keys(identity_file, passphrase_file))
-        header = choose_snapshot(repository, of_policy or place.policy_name, wanted, show.event)
+        header = choose_snapshot(repository, of_policy or place.policy_name, wanted, show.event, host.clock.now())
         if header.snapshot_id not in find_pins(repository, header.policy).names():
             raise SnapshotNotFound(
                 f"{header.snapshot_id} has no pin", hint="`crmbackup snapshots` shows which have one"

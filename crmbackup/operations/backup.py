@@ -15,6 +15,7 @@ from crmbackup.core.clock import Clock
 from crmbackup.core.errors import LocalError, SourceShrank
 from crmbackup.core.events import Emit, Notice, PhaseEnded, PhaseStarted, Progress, Warned
 from crmbackup.engines.base import Image, Parent, Slice, Snapshot, SourceEngine, Workers
+from crmbackup.operations.dates import settled
 from crmbackup.operations.manifests import total_rows, write_body
 from crmbackup.operations.shipping import BATCH_BYTES, BatchResult, ShipContext, StorageSpec, prepare, settle, ship
 from crmbackup.operations.state import PolicyState, Remembered
@@ -109,7 +110,7 @@ def run_backup(job: BackupJob) -> BackupResult:
     snapshot_id = os.urandom(8).hex()
     directory = job.state.prepare(snapshot_id)
     parent = Parent(remembered.directory, len(remembered.chunks), remembered.layout) if remembered else None
-    last = history.headers[-1] if history.headers else None
+    last = _last(history.headers, started)
     with job.make_workers(jobs) as workers:
         workers.each(prepare, replace(context, known=known))
         with source.open_snapshot(workers, parent, directory, job.clock, job.emit) as snapshot:
@@ -236,6 +237,16 @@ def _parent(
         )
         return None, "packs of the last snapshot are damaged"
     return remembered, ""
+
+
+def _last(headers: Sequence[ManifestHeader], now: datetime) -> ManifestHeader | None:
+    """The snapshot that the source is compared with.
+
+    One that is dated in the future would stay the last one until then: what was lost since would not be seen, and a loss
+    that was accepted would be refused each time.
+    """
+    found = settled(headers, now)
+    return found[-1] if found else None
 
 
 def _refuse_shrunken(job: BackupJob, what: str, now: int | None, before: int | None) -> None:

@@ -22,9 +22,9 @@ from crmbackup.core.files import local_error, write_durably
 from crmbackup.engines.base import CheckOutcome, IsolatedTarget, Target, TargetEngine
 from crmbackup.operations.assertions import check_assertion
 from crmbackup.operations.compare import compare_schema, compare_tables, compare_virtual
-from crmbackup.operations.drills import AHEAD
+from crmbackup.operations.dates import is_ahead, settled, warn_of_future, warn_of_passed
 from crmbackup.operations.manifests import SnapshotBody, read_body
-from crmbackup.operations.restore import RestoreResult, plan_restore, run_restore, warn_of_future
+from crmbackup.operations.restore import RestoreResult, plan_restore, run_restore
 from crmbackup.operations.shipping import StorageSpec
 from crmbackup.operations.workers import ProcessWorkers
 from crmbackup.policy.model import Assertion
@@ -153,7 +153,7 @@ def _locate(drill: _Drill, repository: Repository) -> ManifestHeader:
     job = drill.job
     listing = repository.snapshots(job.policy)
     # One that is dated in the future has no age.
-    past = [header for header in listing.headers if header.captured <= drill.started + AHEAD]
+    past = [header for header in listing.headers if not is_ahead(header, drill.started)]
     newest = past[-1] if past else None
     left_out = "" if len(past) == len(listing.headers) else ", without those that are dated in the future"
     drill.objectives = reports.Objectives(
@@ -166,13 +166,16 @@ def _locate(drill: _Drill, repository: Repository) -> ManifestHeader:
         drill.checks.append(reports.CheckResult("manifest", ok=False, detail=str(problem)))
     drill.header = _choose(job, listing, drill.started)
     warn_of_future(drill.header, drill.started, job.emit)
+    if job.wanted in ("latest", "random"):
+        warn_of_passed(listing.headers, drill.started, job.emit)
     return drill.header
 
 
 def _choose(job: DrillJob, listing: Snapshots, now: datetime) -> ManifestHeader:
+    found = settled(listing.headers, now)
     if job.wanted != "random":
-        return find_snapshot(listing.headers, job.wanted)
-    young = [header for header in listing.headers if job.window is None or now - header.captured <= job.window]
+        return find_snapshot(found if job.wanted == "latest" else listing.headers, job.wanted)
+    young = [header for header in found if job.window is None or now - header.captured <= job.window]
     if not young:
         raise SnapshotNotFound(
             "there is no complete snapshot to choose from",

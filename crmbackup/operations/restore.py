@@ -9,10 +9,9 @@ from datetime import datetime
 
 from crmbackup.core.clock import Clock
 from crmbackup.core.errors import IdentityMissing, ObjectDamaged
-from crmbackup.core.events import Emit, PhaseEnded, PhaseStarted, Progress, Warned
+from crmbackup.core.events import Emit, PhaseEnded, PhaseStarted, Progress
 from crmbackup.engines.ahead import begun_ahead
 from crmbackup.engines.base import Restore, TableRecord, Target
-from crmbackup.operations.drills import AHEAD
 from crmbackup.operations.manifests import SnapshotBody, read_body
 from crmbackup.operations.shipping import PackRead, StorageSpec, UnshipContext, prepare, unship
 from crmbackup.operations.workers import ProcessWorkers
@@ -69,19 +68,6 @@ def plan_restore(
     body = read_body(repository.body(header), header.packs)
     age = (now - header.captured).total_seconds()
     return RestorePlan(header, body, target, age, header.stored_size, replaces, target.describe(body.layout))
-
-
-def warn_of_future(header: ManifestHeader, now: datetime, emit: Emit) -> None:
-    """Say so when a snapshot is dated in the future: it passes for the newest, and need not be."""
-    if header.captured > now + AHEAD:
-        emit(
-            Warned(
-                "clock",
-                f"snapshot {header.snapshot_id} is dated in the future, {header.captured:%Y-%m-%d %H:%M} UTC: a clock is or "
-                "was wrong, and other snapshots may hold newer data",
-                "`crmbackup snapshots` lists them; --snapshot ID takes another",
-            )
-        )
 
 
 def run_restore(

@@ -168,7 +168,9 @@ def test_nothing_is_restored_into_the_repository(ready: Host, tmp_path: Path) ->
     assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
 
 
-def test_a_snapshot_from_a_clock_that_was_wrong_is_warned_of(ready: Host, tmp_path: Path) -> None:
+def test_a_snapshot_from_a_clock_that_was_wrong_is_warned_of_and_hides_no_newer_one(
+    ready: Host, database: Path, tmp_path: Path
+) -> None:
     identity = Identity.from_text((tmp_path / "identity.txt").read_text())
     host_key = HostKey.from_text((ready.config / "host.key").read_text())
     storage = StorageSpec(LocalAddress(tmp_path / "repository")).open()
@@ -177,10 +179,22 @@ def test_a_snapshot_from_a_clock_that_was_wrong_is_warned_of(ready: Host, tmp_pa
     later = replace(header, snapshot_id="f" * 16, captured=header.captured + timedelta(days=400))
     repository.commit(later, repository.body(header), SystemClock())
     done = ready.run("restore", "crm", "--to", "out.db", "--plan")
+    assert header.snapshot_id in done.out
+    assert "ffffffffffffffff is dated in the future" in done.err
+    done = ready.run("restore", "crm", "--to", "out.db", "--plan", "--snapshot", "f" * 16)
     assert "400 d in the future" in done.out or "399 d 23 h in the future" in done.out
     assert "dated in the future" in done.err
     assert "--snapshot ID" in done.err
     assert ready.run("restore", "crm", "--to", "out.db", "--snapshot", header.snapshot_id, "--plan").err == ""
+
+    # What the source lost is told by the snapshots before it, also when the loss was accepted.
+    database.unlink()
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE contacts (id INTEGER PRIMARY KEY)")
+        connection.commit()
+    assert ready.run("backup", "crm", "--json", code=3).error["code"] == "source-shrank"
+    ready.run("backup", "crm", "--allow-shrink")
+    ready.run("backup", "crm")
 
 
 def test_snapshots_that_are_not_there(ready: Host) -> None:

@@ -228,19 +228,22 @@ def test_objectives_are_judged_apart(site: Site) -> None:
     assert drill(site, rto=3600.0, rpo=3600.0).report.verdicts.objectives == "met"
 
 
-def test_a_snapshot_dated_in_the_future_is_warned_of_and_has_no_age(site: Site) -> None:
+def test_a_snapshot_dated_in_the_future_is_warned_of_and_is_not_the_latest(site: Site) -> None:
     repository, header = site.open(), site.headers()[-1]
     later = replace(header, snapshot_id="f" * 16, captured=header.captured + timedelta(days=400))
     repository.commit(later, repository.body(header), SystemClock())
     events: list[Event] = []
     report = drill(site, rpo=3600.0, emit=events.append).report
     assert report.passed
-    assert report.source.snapshot_id == "f" * 16
+    assert report.source.snapshot_id == header.snapshot_id
     assert [event.code for event in events if isinstance(event, Warned)] == ["clock"]
     age = (report.started_at - header.captured).total_seconds()
     assert report.objectives.rpo_actual_s == pytest.approx(age)
     assert report.objectives.rpo_basis is not None
     assert "future" in report.objectives.rpo_basis
+    seen = {drill(site, wanted="random", rng=random.Random(seed)).report.source.snapshot_id for seed in range(6)}
+    assert "f" * 16 not in seen
+    assert drill(site, wanted="f" * 16).report.source.snapshot_id == "f" * 16
 
 
 def test_random_chooses_within_the_window(site: Site) -> None:
