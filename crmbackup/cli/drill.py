@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -158,7 +159,7 @@ def _run(
             host=host.host,
             tool=host.tool,
             signer=host.author,
-            verify_command=f"crmbackup report verify REPORT {loaded.path}",
+            verify_command=f"crmbackup report verify REPORT {shlex.quote(str(loaded.path))}",
             clock=host.clock,
             emit=emit,
             rng=random.SystemRandom(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -234,7 +235,7 @@ def _write(drill: _Drill, repository: Repository) -> DrillResult:
         raise local_error(error, f"create the directory {job.reports}") from error
     signature = signature_of(document)
     write_durably(json_path, canonical_json(document) + b"\n", mode=0o644)
-    page = render_html(report, signature, job.verify_command.replace("REPORT", str(json_path)))
+    page = render_html(report, signature, job.verify_command.replace("REPORT", shlex.quote(str(json_path)), 1))
     write_durably(html_path, page.encode("utf-8"), mode=0o644)
     _record(drill, repository, report, signature.report_sha256, (public, sign))
     return DrillResult(report, json_path, html_path, signature.report_sha256, drill.error)

@@ -151,3 +151,34 @@ def test_an_objective_that_is_missed_has_an_exit_code_of_its_own(ready: Host) ->
     done = ready.run("drill", "crm", "--json", code=8)
     assert done.error["code"] == "objectives-missed"
     assert done.one("drill")["verdicts"]["validation"] == "passed"
+
+
+def test_a_report_proves_nothing_of_another_policy_or_repository(ready: Host, database: Path, tmp_path: Path) -> None:
+    """One host signs what it drills anywhere, so that a signature alone could pass a toy off as the CRM."""
+    policies = ready.cwd / "policies"
+    identity = ["identity: {file: " + str(tmp_path / "identity.txt") + "}"]
+    missed = "objectives: {rpo: 1s}"
+    write_policy(policies / "crm.yaml", database, str(tmp_path / "repository"), inside=identity, more=missed)
+    write_policy(policies / "shop.yaml", database, str(tmp_path / "repository"), inside=identity)
+    write_policy(policies / "toy.yaml", database, str(tmp_path / "toys"))
+    ready.run("init", "toy", "--no-passphrase", "--identity-out", tmp_path / "toy.txt")
+    ready.run("backup", "shop")
+    ready.run("backup", "toy")
+    of = {
+        "crm": ready.run("drill", "crm", "--json", code=8).one("drill"),
+        "shop": ready.run("drill", "shop", "--json").one("drill"),
+        "toy": ready.run("drill", "toy", "--identity-file", tmp_path / "toy.txt", "--json").one("drill"),
+    }
+    done = ready.run("report", "verify", of["crm"]["report"], "crm")
+    assert "of crm, passed" in done.out
+    assert "objectives missed" in done.out
+    assert of["crm"]["snapshot_id"] in done.out
+    assert done.err == ""
+    assert "not of crm" in ready.run("report", "verify", of["shop"]["report"], "crm", "--json", code=2).error["message"]
+    other = ready.run("report", "verify", of["toy"]["report"], "crm", "--json", code=5).error
+    assert (other["code"], "another repository" in other["message"]) == ("untrusted-signature", True)
+    # An auditor's machine knows no repository: what lists the signers may be anybody's.
+    auditor = Host.make(tmp_path / "auditor")
+    done = auditor.run("report", "verify", of["shop"]["report"], "--repository", tmp_path / "repository")
+    assert "of shop, passed" in done.out
+    assert "does not know the repository" in done.err
