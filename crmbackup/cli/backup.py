@@ -33,6 +33,7 @@ def command(policy: str, full: bool, incremental: bool, allow_shrink: bool, as_j
     Without --full or --incremental the policy's schedule and history decide; the first snapshot is a full one.
     Prints nothing when all is well and nobody watches, as under cron.
     """
+    from crmbackup.cli.policies import refuse_namesake
     from crmbackup.cli.wiring import wiring
 
     if full and incremental:
@@ -41,6 +42,7 @@ def command(policy: str, full: bool, incremental: bool, allow_shrink: bool, as_j
     with make_show(as_json=as_json, verbose=verbose) as show:
         host = wiring()
         loaded = host.load(policy)
+        refuse_namesake(host.cwd, loaded)
         backup(host, loaded, kind, allow_shrink=allow_shrink, show=show)
 
 

@@ -54,6 +54,7 @@ def command(
     Writes a signed JSON report and a page to read. Uses nothing but the repository and the identity. Prints nothing
     when all is well and nobody watches, as under cron.
     """
+    from crmbackup.cli.policies import refuse_namesake
     from crmbackup.cli.wiring import Keys, wiring
     from crmbackup.core.errors import UsageError
 
@@ -61,9 +62,11 @@ def command(
         raise UsageError("--random and --snapshot exclude each other", hint="leave one of them out")
     with make_show(as_json=as_json, verbose=verbose) as show:
         host = wiring()
+        loaded = host.load(policy)
+        refuse_namesake(host.cwd, loaded)
         drill(
             host,
-            host.load(policy),
+            loaded,
             Keys(identity_file, passphrase_file),
             wanted="random" if at_random else wanted,
             operator=operator,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from crmbackup.cli.policies import secrets_from_environment
+from crmbackup.cli.policies import load_alone, secrets_from_environment
 from crmbackup.cli.render import plural, size
 from crmbackup.cli.waking import installations, scope_installed, wanted_for
 from crmbackup.cli.wiring import Keys, Place, Wiring
@@ -19,7 +19,7 @@ from crmbackup.core.errors import CrmBackupError, Interrupted
 from crmbackup.core.events import discard
 from crmbackup.operations.drills import AHEAD
 from crmbackup.policy.find import list_policies, policy_directories
-from crmbackup.policy.loader import LoadedPolicy, load_policy
+from crmbackup.policy.loader import LoadedPolicy
 from crmbackup.storage.open import examine_address
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def examine_host(host: Wiring) -> Iterator[Finding]:
 def examine_policy(host: Wiring, path: Path) -> Iterator[Finding]:
     """Everything about one policy, as far as one look lets the next one happen."""
     try:
-        loaded = load_policy(path)
+        loaded = load_alone(host.cwd, path)
     except CrmBackupError as error:
         yield failed("policy", error)
         return

@@ -46,12 +46,14 @@ def command(
     Shows every snapshot with what becomes of it and why, and asks. Space comes back later, by `crmbackup prune`. The
     newest snapshot, the newest full one, the newest that passed a drill and pinned ones always stay.
     """
+    from crmbackup.cli.policies import refuse_namesake
     from crmbackup.cli.wiring import Keys, wiring
 
     with make_show(as_json=as_json, verbose=verbose) as show:
         host = wiring()
         keys = Keys(identity_file, passphrase_file)
         loaded = host.load(policy)
+        refuse_namesake(host.cwd, loaded)
         forget(host, loaded, keys, plan_only=plan_only, yes=yes, damaged=damaged, as_json=as_json, show=show)
 
 

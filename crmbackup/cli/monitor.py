@@ -103,6 +103,7 @@ def _limit(seconds: int) -> Iterator[None]:
 def _judged(host: Wiring, name: str, *, metrics: bool) -> Judgement:
     """One policy; what prevents an answer is an answer too. Raises nothing but what stops everything."""
     from crmbackup.cli.failures import explain
+    from crmbackup.cli.policies import refuse_namesake
     from crmbackup.core.errors import Interrupted, RepositoryError
     from crmbackup.operations.checked import read_checks
     from crmbackup.operations.drills import AHEAD, read_drills
@@ -112,6 +113,7 @@ def _judged(host: Wiring, name: str, *, metrics: bool) -> Judgement:
     shown = name.rpartition("/")[2].rpartition(".")[0] or name
     try:
         loaded = host.load(name)
+        refuse_namesake(host.cwd, loaded)
         shown = loaded.policy.name
         repository = host.open_keyless(host.policy_place(loaded))
         now = host.clock.now()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from crmbackup.cli.wiring import Wiring
-from crmbackup.core.errors import CrmBackupError, Interrupted, PolicyNotFound
+from crmbackup.core.errors import CrmBackupError, Interrupted, PolicyInvalid, PolicyNotFound
 from crmbackup.core.secrets import EnvRef
 from crmbackup.operations.schedule_state import ScheduleState
 from crmbackup.policy.find import find_policy, list_policies, policy_directories
@@ -37,12 +38,56 @@ def load_policies(cwd: Path, names: Sequence[str], broken: Callable[[CrmBackupEr
     loaded = []
     for path in policy_files(cwd, names):
         try:
-            loaded.append(load_policy(path))
+            loaded.append(load_alone(cwd, path))
         except Interrupted:
             raise
         except CrmBackupError as error:
             broken(error)
     return loaded
+
+
+def load_alone(cwd: Path, path: Path) -> LoadedPolicy:
+    """The policy in a file, of which nothing gets among the snapshots of another. Raises what these two do."""
+    loaded = load_policy(path)
+    refuse_namesake(cwd, loaded)
+    return loaded
+
+
+def refuse_namesake(cwd: Path, loaded: LoadedPolicy) -> None:
+    """Raises PolicyInvalid when another file has the same name on the same repository: a copy that was not renamed.
+
+    The two would be one to schedule and retention: only one of the databases would be backed up, or each be forgotten for
+    the other. The file that is called as its policy is the right one, else the first.
+    """
+    name, repository = loaded.policy.name, format_address(loaded.policy.repository.address())
+    if loaded.path.stem == name:
+        return
+    own = loaded.path.resolve()
+    # Most files need not be read as YAML for this.
+    named = re.compile(rf"""\bname["']?\s*:\s*["']?{re.escape(name)}(?![\w.-])""")
+    for path in [*list_policies([own.parent]), *list_policies(policy_directories(cwd))]:
+        first = path.stem == name or str(path.resolve()) < str(own)
+        if not first or path.resolve() == own or not _holds(path, named):
+            continue
+        try:
+            other = load_policy(path).policy
+        except Interrupted:
+            raise
+        except CrmBackupError:
+            continue  # it is told where it is used
+        if other.name == name and format_address(other.repository.address()) == repository:
+            raise PolicyInvalid(
+                f"the policy {loaded.path} has the name {name}, as {path} has, on the same repository",
+                why="nothing would tell their snapshots apart",
+                hint=f"give {loaded.path} a `name` of its own, such as {loaded.path.stem}",
+            )
+
+
+def _holds(path: Path, pattern: re.Pattern[str]) -> bool:
+    try:
+        return pattern.search(path.read_text("utf-8", "replace")) is not None
+    except OSError:
+        return False
 
 
 def schedule_state(host: Wiring, loaded: LoadedPolicy) -> ScheduleState:

@@ -128,9 +128,8 @@ def _jobs(host: Wiring, names: Sequence[str], hearing: _Hearing) -> list[Job]:
 
 
 def _load(host: Wiring, names: Sequence[str], hearing: _Hearing) -> Iterator[LoadedPolicy]:
-    from crmbackup.cli.policies import broken_state, policy_files
+    from crmbackup.cli.policies import broken_state, load_alone, policy_files
     from crmbackup.core.errors import CrmBackupError
-    from crmbackup.policy.loader import load_policy
 
     try:
         paths = policy_files(host.cwd, names)
@@ -143,7 +142,7 @@ def _load(host: Wiring, names: Sequence[str], hearing: _Hearing) -> Iterator[Loa
         # A policy that is broken is told like any failure: at once, and then with growing pauses.
         state = broken_state(host, path)
         try:
-            loaded = load_policy(path)
+            loaded = load_alone(host.cwd, path)
         except CrmBackupError as error:
             hearing.broken(path.stem, state, error, host.clock.now())
             continue

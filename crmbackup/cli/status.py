@@ -96,10 +96,10 @@ def _side_by_side(host: Wiring, paths: Sequence[Path]) -> list[Found]:
 
 
 def _stand(host: Wiring, path: Path) -> Found:
+    from crmbackup.cli.policies import load_alone
     from crmbackup.operations.status import judge
-    from crmbackup.policy.loader import load_policy
 
-    loaded = load_policy(path)
+    loaded = load_alone(host.cwd, path)
     return loaded.policy.name, judge(_facts(host, loaded))
 
 

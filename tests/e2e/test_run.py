@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -127,6 +128,30 @@ def test_policies_that_cannot_be_used_are_told_and_keep_nobody_back(
     assert len(ready.snapshots("crm")) == 3
     (ready.cwd / "policies" / "broken.yaml").unlink()
     quiet(ready.run("run", "--due"))
+
+
+def test_a_copy_of_a_policy_that_was_not_renamed_is_told_everywhere(
+    ready: Host, database: Path, tmp_path: Path
+) -> None:
+    """Both would be one policy to the schedule: one database would be backed up, and all be said to be well."""
+    crm = scheduled(ready, database, tmp_path)
+    other = Path(shutil.copy(database, tmp_path / "shop.db"))
+    shop = ready.cwd / "policies" / "a-shop.yaml"
+    shop.write_text(crm.read_text().replace(str(database), str(other)))
+    missed(ready, "backup")
+    done = ready.run("run", "--due", code=2)
+    assert f"a-shop: policy: policy-invalid: the policy {shop} has the name crm, as {crm} has" in done.err
+    assert len(ready.snapshots("crm")) == 2
+    assert "a-shop" in ready.run("status", code=14).err
+    assert "policy-invalid" in ready.run("doctor", code=14).out
+    assert "UNKNOWN - a-shop the policy" in ready.run("monitor", code=3).out
+    for command in (("backup", "a-shop"), ("forget", "a-shop", "--plan"), ("drill", shop)):
+        assert ready.run(*command, "--json", code=2).error["code"] == "policy-invalid"
+    assert len(ready.snapshots("crm")) == 2
+    # The same name elsewhere is another policy; so is one of its own.
+    shop.write_text(shop.read_text().replace("name: crm", "name: a-shop"))
+    ready.run("backup", "a-shop")
+    ready.run("status", "a-shop")
 
 
 def test_nothing_to_do_at_all_is_an_error(host: Host, database: Path) -> None:
