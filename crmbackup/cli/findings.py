@@ -176,7 +176,8 @@ def _storage(host: Wiring, loaded: LoadedPolicy) -> Iterator[Finding]:
         ahead = [header for header in listing.headers if header.captured > host.clock.now() + AHEAD]
         if ahead:
             text = f"snapshot {ahead[-1].snapshot_id} is dated in the future, {ahead[-1].captured:%Y-%m-%d %H:%M} UTC"
-            yield Finding("warning", "clock", text, f"set the clock of this host or of {ahead[-1].host} right")
+            mend = f"set the clock of this host or of {ahead[-1].host} right, then `crmbackup forget {name} --future`"
+            yield Finding("warning", "clock", text, mend)
         join = f"`crmbackup init {name} --join` with the identity"
         key = host.files.host_key()
         if pin is None:

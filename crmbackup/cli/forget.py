@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Also remove snapshots whose packs are missing or damaged, if enough whole ones are there.",
 )
+@click.option(
+    "--future",
+    is_flag=True,
+    help="Also remove snapshots that are dated in the future, if enough others are there. Look at the clock first.",
+)
 @key_options
 @output_options
 def command(
@@ -36,6 +43,7 @@ def command(
     plan_only: bool,
     yes: bool,
     damaged: bool,
+    future: bool,
     identity_file: Path | None,
     passphrase_file: Path | None,
     as_json: bool,
@@ -54,41 +62,46 @@ def command(
         keys = Keys(identity_file, passphrase_file)
         loaded = host.load(policy)
         refuse_namesake(host.cwd, loaded)
-        forget(host, loaded, keys, plan_only=plan_only, yes=yes, damaged=damaged, as_json=as_json, show=show)
+        asked = Asked(yes=yes, plan_only=plan_only, damaged=damaged, future=future, as_json=as_json)
+        forget(host, loaded, keys, asked, show)
 
 
-def forget(
-    host: Wiring,
-    loaded: LoadedPolicy,
-    keys: Keys,
-    *,
-    yes: bool,
-    show: Show,
-    plan_only: bool = False,
-    damaged: bool = False,
-    as_json: bool = False,
-) -> None:
-    """Show what goes, ask unless `yes`, remove it and tell of it. plan_only: change nothing and tell nobody."""
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says. plan_only: change nothing and tell nobody."""
+
+    yes: bool
+    plan_only: bool = False
+    damaged: bool = False
+    future: bool = False
+    as_json: bool = False
+
+
+def forget(host: Wiring, loaded: LoadedPolicy, keys: Keys, asked: Asked, show: Show) -> None:
+    """Show what goes, ask unless `yes`, remove it and tell of it."""
     from crmbackup.cli.operation import operation
-    from crmbackup.operations.forget import careful_now, plan_forget, run_forget
+    from crmbackup.operations.forget import both_clocks, plan_forget, run_forget
 
     settings = loaded.policy
     place = host.policy_place(loaded)
-    if plan_only:
+    if asked.plan_only:
         repository = host.open_keeper(place, keys, read_only=True)
-        rules = _rules(host, repository, settings, drop_flawed=damaged)
-        plan = plan_forget(repository, rules, host.clock.now(), show.event)
-        _show_plan(show, plan, as_json=as_json, quiet=False)
+        now = host.clock.now()
+        plan = plan_forget(repository, _rules(host, repository, settings, asked, now), now, show.event)
+        _show_plan(show, plan, as_json=asked.as_json, quiet=False)
         return
     with operation(host, loaded, "forget", show.event) as run:
         repository = host.open_keeper(place, keys, read_only=False)
-        now = careful_now(repository, host.clock, run.emit)
-        rules = _rules(host, repository, settings, drop_flawed=damaged)
-        plan = plan_forget(repository, rules, now, run.emit)
-        _show_plan(show, plan, as_json=as_json, quiet=yes)
+        now, later = both_clocks(repository, host.clock, run.emit)
+        plan = plan_forget(repository, _rules(host, repository, settings, asked, later), now, run.emit)
+        _show_plan(show, plan, as_json=asked.as_json, quiet=asked.yes)
         removed: Sequence[ManifestHeader] = ()
         if plan.remove:
-            confirm(f"Remove {plural(len(plan.remove), 'snapshot')} of {settings.name}?", yes=yes, as_json=as_json)
+            confirm(
+                f"Remove {plural(len(plan.remove), 'snapshot')} of {settings.name}?",
+                yes=asked.yes,
+                as_json=asked.as_json,
+            )
             named = {"snapshots": [each.header.snapshot_id for each in plan.remove]}
             host.auditor.record("forget", settings.name, named, required=True)
             removed = run_forget(repository, plan, now, run.emit)
@@ -103,13 +116,22 @@ def forget(
         show.result("forgotten", data, text, quiet=True)
 
 
-def _rules(host: Wiring, repository: Repository, policy: Policy, *, drop_flawed: bool) -> ForgetRules:
+def _rules(host: Wiring, repository: Repository, policy: Policy, asked: Asked, later: datetime) -> ForgetRules:
+    """later: the later of the clocks, so that one that is behind makes no snapshot one of the future."""
     from crmbackup.operations.checked import damaged_packs
+    from crmbackup.operations.drills import AHEAD
     from crmbackup.operations.forget import ForgetRules
 
     zone = policy.schedule.timezone if policy.schedule else "UTC"
     damaged = damaged_packs(host.paths.state, repository.document.repository_id, policy.name)
-    return ForgetRules(policy.name, policy.retention, zone, drop_flawed=drop_flawed, damaged=damaged)
+    return ForgetRules(
+        policy.name,
+        policy.retention,
+        zone,
+        drop_flawed=asked.damaged,
+        damaged=damaged,
+        drop_after=later + AHEAD if asked.future else None,
+    )
 
 
 def _show_plan(show: Show, plan: ForgetPlan, *, as_json: bool, quiet: bool) -> None:
@@ -149,12 +171,14 @@ def _text(plan: ForgetPlan) -> None:
     ]
     table(columns, rows, wrap_last=True)
     click.echo()
-    if not plan.any_rule:
+    if not plan.any_rule and not plan.remove:
         click.echo(f"{plan.policy} has no retention rules: everything is kept")
     elif plan.remove:
         freed = (
-            f"{plural(plan.unneeded_packs, 'pack')} ({size(plan.unneeded_bytes)})" if plan.unneeded_packs else "no pack"
+            f"nobody needs {plural(plan.unneeded_packs, 'pack')} ({size(plan.unneeded_bytes)}) any more"
+            if plan.unneeded_packs
+            else "all packs are still needed"
         )
-        click.echo(f"{len(plan.keep)} stay, {len(plan.remove)} go; then nobody needs {freed} any more")
+        click.echo(f"{len(plan.keep)} stay, {len(plan.remove)} go; then {freed}")
     else:
         click.echo("nothing to remove")

@@ -40,12 +40,12 @@ def _check(host: Wiring, loaded: LoadedPolicy, _: tuple[str, ...], show: Show) -
 
 def _prune(host: Wiring, loaded: LoadedPolicy, _: tuple[str, ...], show: Show) -> None:
     """What retention does not keep goes first, then the packs that nobody needs."""
-    from crmbackup.cli.forget import forget
-    from crmbackup.cli.prune import Asked, prune
+    from crmbackup.cli import forget as forgetting
+    from crmbackup.cli import prune as pruning
     from crmbackup.cli.wiring import Keys
 
-    forget(host, loaded, Keys(), yes=True, show=show)
-    prune(host, loaded, None, Asked(yes=True), show)
+    forgetting.forget(host, loaded, Keys(), forgetting.Asked(yes=True), show)
+    pruning.prune(host, loaded, None, pruning.Asked(yes=True), show)
 
 
 def _drill(host: Wiring, loaded: LoadedPolicy, _: tuple[str, ...], show: Show) -> None:

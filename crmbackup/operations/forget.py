@@ -26,6 +26,7 @@ class ForgetRules:
     """What the policy says. drop_flawed: also remove snapshots that are not whole, if enough whole ones are there.
 
     damaged: names of packs that a check on this host found damaged; snapshots that need one of them are not whole.
+    drop_after: also remove snapshots that are dated later, if enough good ones are there.
     """
 
     policy: str
@@ -33,6 +34,7 @@ class ForgetRules:
     timezone: str
     drop_flawed: bool = False
     damaged: Collection[str] = ()
+    drop_after: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def plan_forget(repository: Repository, rules: ForgetRules, now: datetime, emit:
         timezone=rules.timezone,
         proved=_proved(repository, rules.policy, countable, emit),
         drop_flawed=rules.drop_flawed,
+        drop_after=rules.drop_after,
     )
     verdicts = tuple(Verdict(headers[each.candidate.snapshot_id], each) for each in decisions)
     gone = {each.header.key for each in verdicts if not each.decision.keep}
@@ -142,6 +145,11 @@ def careful_now(repository: Repository, clock: Clock, emit: Emit) -> datetime:
     Pins end and future snapshots become countable as time goes on, so of two clocks the slower one deletes less. Needs
     the right to write.
     """
+    return both_clocks(repository, clock, emit)[0]
+
+
+def both_clocks(repository: Repository, clock: Clock, emit: Emit) -> tuple[datetime, datetime]:
+    """What this host and the storage take for the present moment, the earlier first."""
     here = clock.now()
     there = storage_now(repository.storage).astimezone(UTC)
     if abs((here - there).total_seconds()) > _CLOCKS_DIFFER:
@@ -152,7 +160,7 @@ def careful_now(repository: Repository, clock: Clock, emit: Emit) -> datetime:
                 "set the one that is wrong; until then the earlier time counts",
             )
         )
-    return min(here, there)
+    return min(here, there), max(here, there)
 
 
 def _apart(difference: timedelta) -> str:

@@ -90,7 +90,8 @@ def _concerns(facts: Facts, newest: ManifestHeader | None) -> Iterator[Concern]:
     if future:
         # It may hide that none is taken any more: age is judged by the others.
         text = f"a snapshot is dated in the future, {future[-1].captured:%Y-%m-%d %H:%M} UTC"
-        yield Concern("clock", text, f"set the clock of this host or of {future[-1].host} right")
+        hint = f"set the clock of this host or of {future[-1].host} right; `crmbackup forget {name} --future` removes what is dated so"
+        yield Concern("clock", text, hint)
     if newest:
         yield from _age(facts, newest)
     elif not facts.problem and not future:

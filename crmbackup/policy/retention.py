@@ -72,6 +72,7 @@ def decide(
     timezone: str,
     proved: Collection[str] = (),
     drop_flawed: bool = False,
+    drop_after: datetime | None = None,
 ) -> tuple[Decision, ...]:
     """What becomes of each snapshot of one policy, the newest first.
 
@@ -84,6 +85,7 @@ def decide(
         proved: ids of snapshots that passed a drill.
         drop_flawed: snapshots that are not whole go, if min_copies whole ones are there. Else they stay, and in either
             case they count for nothing.
+        drop_after: snapshots dated later than this go, if min_copies good ones are there.
     """
     ordered = sorted(candidates, key=lambda c: (c.captured, c.snapshot_id), reverse=True)
     counted = [each for each in ordered if not each.flaw and each.captured <= now]
@@ -92,12 +94,14 @@ def decide(
         if each.pin:
             kept[each.snapshot_id].append(each.pin)
         if each.captured > now:
+            if drop_after and each.captured > drop_after and len(counted) >= rules.min_copies:
+                continue
             kept[each.snapshot_id].append("dated in the future")
         elif each.flaw and not (drop_flawed and len(counted) >= rules.min_copies):
             kept[each.snapshot_id].append(f"not whole, counts for nothing: {each.flaw}")
     _keep_by_safety(counted, rules, proved, kept)
     periods = _keep_by_rules(counted, rules, timezone, kept)
-    return tuple(_decision(each, kept[each.snapshot_id], periods, timezone) for each in ordered)
+    return tuple(_decision(each, kept[each.snapshot_id], periods, timezone, now) for each in ordered)
 
 
 def _keep_by_safety(
@@ -148,10 +152,12 @@ def _period_of(candidate: Candidate, period: _Period, timezone: str) -> str:
 
 
 def _decision(
-    candidate: Candidate, reasons: Sequence[str], covered: dict[str, dict[str, str]], timezone: str
+    candidate: Candidate, reasons: Sequence[str], covered: dict[str, dict[str, str]], timezone: str, now: datetime
 ) -> Decision:
     if reasons:
         return Decision(candidate, keep=True, reasons=tuple(reasons))
+    if candidate.captured > now:
+        return Decision(candidate, keep=False, reasons=("dated in the future",))
     if candidate.flaw:
         return Decision(candidate, keep=False, reasons=(f"not whole: {candidate.flaw}",))
     for period in _PERIODS:

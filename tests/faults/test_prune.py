@@ -23,7 +23,7 @@ from crmbackup.core.errors import (
 )
 from crmbackup.core.events import Event, Warned, discard
 from crmbackup.operations.drills import Drills, read_drills
-from crmbackup.operations.forget import ForgetPlan, ForgetRules, careful_now, plan_forget, run_forget
+from crmbackup.operations.forget import ForgetPlan, ForgetRules, both_clocks, careful_now, plan_forget, run_forget
 from crmbackup.operations.prune import PrunePlan, PruneRules, plan_prune, run_prune
 from crmbackup.policy.model import LEAST_GRACE, Retention
 from crmbackup.repository.chunks import pack_key
@@ -356,6 +356,9 @@ def test_of_two_clocks_the_slower_one_decides_whether_a_pin_is_over(place: Place
     place.memory._now = SystemClock().now
     assert careful_now(place.open(), place.clock, place.events.append) - datetime.now(UTC) < timedelta(minutes=1)
     assert place.warnings() == {"clocks-differ"}
+    # And the quicker one whether a snapshot is of the future.
+    earlier, later = both_clocks(place.open(), place.clock, discard)
+    assert later - earlier > 399 * DAY
 
 
 def drill(

@@ -103,6 +103,14 @@ def test_what_is_dated_in_the_future_stays_and_counts_for_nothing() -> None:
     assert list(kept(found)) == ["2028-01-01", "2027-01-01", "2026-03-03", "2026-03-02"]
     assert kept(found)["2027-01-01"] == ("dated in the future",)
 
+    # They go when that is asked for, by the later of two clocks, if enough others are there; pinned ones stay.
+    pinned = Candidate("pinned", datetime(2029, 1, 1, tzinfo=UTC), full=True, pin="pinned: for the auditor")
+    rules, later = Retention(min_copies=3), datetime(2027, 6, 1, tzinfo=UTC)
+    found = decide([*snapshots, pinned], rules, now=NOW, timezone="UTC", drop_after=later)
+    assert gone(found) == {"2028-01-01": "dated in the future"}
+    found = decide([*snapshots[1:], pinned], rules, now=NOW, timezone="UTC", drop_after=NOW)
+    assert gone(found) == {}
+
 
 def test_the_newest_full_the_newest_proved_and_pinned_ones_stay() -> None:
     old = taken("2026-01-01", "2026-01-02")
