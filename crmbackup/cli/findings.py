@@ -18,7 +18,7 @@ from crmbackup.cli.wiring import Keys, Place, Wiring
 from crmbackup.core.errors import CrmBackupError, Interrupted
 from crmbackup.core.events import discard
 from crmbackup.operations.drills import AHEAD
-from crmbackup.policy.find import list_policies, policy_directories
+from crmbackup.policy.find import call_of, list_policies, policy_directories
 from crmbackup.policy.loader import LoadedPolicy
 from crmbackup.storage.open import examine_address
 
@@ -163,22 +163,22 @@ def _source(host: Wiring, loaded: LoadedPolicy) -> Iterator[Finding]:
 
 def _storage(host: Wiring, loaded: LoadedPolicy) -> Iterator[Finding]:
     place = host.policy_place(loaded)
-    name = loaded.policy.name
+    call = call_of(loaded.path, cwd=host.cwd)
     with closing(place.spec.open(read_only=True)) as storage:
         pin = host.files.pin(place.text)
         repository = host.opened(storage, None, pin)
-        listing = repository.snapshots(name)
+        listing = repository.snapshots(loaded.policy.name)
         yield Finding("ok", "storage", f"{place.text} is reached, {plural(len(listing.headers), 'snapshot')}")
         for problem in listing.problems:
             yield failed(
-                "storage", problem, f"`crmbackup check {name}` names what is damaged; bring it back from a copy"
+                "storage", problem, f"`crmbackup check {call}` names what is damaged; bring it back from a copy"
             )
         ahead = [header for header in listing.headers if header.captured > host.clock.now() + AHEAD]
         if ahead:
             text = f"snapshot {ahead[-1].snapshot_id} is dated in the future, {ahead[-1].captured:%Y-%m-%d %H:%M} UTC"
-            mend = f"set the clock of this host or of {ahead[-1].host} right, then `crmbackup forget {name} --future`"
+            mend = f"set the clock of this host or of {ahead[-1].host} right, then `crmbackup forget {call} --future`"
             yield Finding("warning", "clock", text, mend)
-        join = f"`crmbackup init {name} --join` with the identity"
+        join = f"`crmbackup init {call} --join` with the identity"
         key = host.files.host_key()
         if pin is None:
             yield Finding(

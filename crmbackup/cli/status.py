@@ -109,9 +109,16 @@ def _facts(host: Wiring, loaded: LoadedPolicy) -> Facts:
     from crmbackup.operations.checked import read_checks
     from crmbackup.operations.drills import read_drills
     from crmbackup.operations.status import Facts
+    from crmbackup.policy.find import call_of
 
     state = schedule_state(host, loaded)
-    facts = Facts(loaded.policy, host.clock.now(), backup=state.read("backup"), check=state.read("check"))
+    facts = Facts(
+        loaded.policy,
+        host.clock.now(),
+        backup=state.read("backup"),
+        check=state.read("check"),
+        called=call_of(loaded.path, cwd=host.cwd),
+    )
     try:
         place = host.policy_place(loaded)
         place = replace(place, spec=replace(place.spec, attempts=min(_TRIES, place.spec.attempts)))

@@ -25,7 +25,7 @@ class Facts:
     """What was found out. problem: why the repository could not be read; headers are then empty.
 
     made: when the repository was. distrusted: what is wrong with manifests that were left out. backup, check: what this
-    host remembers of scheduled runs; checks: of all checks.
+    host remembers of scheduled runs; checks: of all checks. called: what to type for the policy; empty is its name.
     """
 
     policy: Policy
@@ -38,6 +38,12 @@ class Facts:
     backup: Record | None = None
     check: Record | None = None
     checks: Checks = NO_CHECKS
+    called: str = ""
+
+    @property
+    def call(self) -> str:
+        """What to type for the policy."""
+        return self.called or self.policy.name
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ def judge(facts: Facts) -> Standing:
 
 
 def _concerns(facts: Facts, newest: ManifestHeader | None) -> Iterator[Concern]:
-    name = facts.policy.name
+    name = facts.call
     if facts.problem:
         yield Concern(facts.problem.code, str(facts.problem), facts.problem.hint)
     for problem in facts.distrusted:
@@ -109,7 +115,7 @@ def _ahead(facts: Facts, header: ManifestHeader) -> bool:
 
 
 def _check(facts: Facts) -> Iterator[Concern]:
-    name, last, damage, record = facts.policy.name, facts.checks.last, facts.checks.damage, facts.check
+    name, last, damage, record = facts.call, facts.checks.last, facts.checks.damage, facts.check
     if damage:
         command = f"crmbackup check {name} {damage.option}".rstrip()
         more = f" and {damage.findings - 1} more" if damage.findings > 1 else ""
@@ -125,7 +131,7 @@ def _age(facts: Facts, newest: ManifestHeader) -> Iterator[Concern]:
     policy, now = facts.policy, facts.now
     rpo = policy.objectives.rpo
     hint = (
-        f"`crmbackup backup {policy.name}` takes one now; `crmbackup doctor {policy.name}` finds out why none was taken"
+        f"`crmbackup backup {facts.call}` takes one now; `crmbackup doctor {facts.call}` finds out why none was taken"
     )
     if rpo is not None:
         if now - newest.captured > rpo:
@@ -139,7 +145,7 @@ def _age(facts: Facts, newest: ManifestHeader) -> Iterator[Concern]:
 
 
 def _drill(facts: Facts) -> Iterator[Concern]:
-    name, drills, drill = facts.policy.name, facts.drills, facts.drills.newest
+    name, drills, drill = facts.call, facts.drills, facts.drills.newest
     if facts.made is None:
         return  # the repository could not be read
     for problem in drills.problems:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -43,6 +44,17 @@ def find_policy(name_or_path: str, *, cwd: Path, directories: Sequence[Path] | N
         why=f"looked in {', '.join(str(each) for each in places)}",
         hint=_question(near) or f"{known}; a path needs a slash or the suffix .yaml",
     )
+
+
+def call_of(path: Path, *, cwd: Path) -> str:
+    """What to type for the policy in a file, for hints: its name where that is looked up, else its path.
+
+    Raises LocalError.
+    """
+    if path in list_policies(policy_directories(cwd)):
+        return shlex.quote(path.stem)
+    text = str(path.relative_to(cwd)) if path.is_relative_to(cwd) else str(path)
+    return shlex.quote(text if "/" in text or text.endswith(SUFFIXES) else f"./{text}")
 
 
 def list_policies(directories: Sequence[Path]) -> list[Path]:

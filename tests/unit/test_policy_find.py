@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 
 from crmbackup.core.errors import PolicyNotFound
-from crmbackup.policy.find import find_policy, list_policies, policy_directories
+from crmbackup.policy.find import call_of, find_policy, list_policies, policy_directories
 
 
 @pytest.fixture
@@ -37,6 +38,19 @@ def test_by_path(tmp_path: Path, two: list[Path]) -> None:
     assert find_policy("policies/crm.yaml", cwd=tmp_path) == two[0] / "crm.yaml"
     assert find_policy("crm.yaml", cwd=two[1]) == two[1] / "crm.yaml"
     assert find_policy(str(two[1] / "note.txt"), cwd=tmp_path) == two[1] / "note.txt"
+
+
+@pytest.mark.parametrize("typed", ["crm", "policies/shop.yml", "alone.yaml", "./alone", "my crm/new.yaml"])
+def test_what_to_type_for_a_file_finds_it(tmp_path: Path, two: list[Path], typed: str) -> None:
+    """Hints say it; a file that lies elsewhere has no name that is looked up."""
+    (tmp_path / "my crm").mkdir()
+    for name in ("alone.yaml", "alone", "my crm/new.yaml"):
+        (tmp_path / name).touch()
+    path = find_policy(typed, cwd=tmp_path)
+    (word,) = shlex.split(call_of(path, cwd=tmp_path))
+    assert find_policy(word, cwd=tmp_path) == path
+    (word,) = shlex.split(call_of(path, cwd=tmp_path / "my crm"))
+    assert find_policy(word, cwd=tmp_path / "my crm") == path
 
 
 def test_not_found_tells_where_and_what_is_near(tmp_path: Path, two: list[Path]) -> None:
