@@ -75,6 +75,11 @@ class Engines:
 
     def target(self, to: str, options: RestoreOptions, loaded: LoadedPolicy | None) -> Target:
         """The database that --to names. Raises UsageError."""
+        if _scheme(to) and not is_server(to):
+            raise UsageError(
+                f"--to names no kind of database that is known: {_scheme(to)}://",
+                hint="write the path of a file, postgresql://user@host/name or mysql://user@host/name",
+            )
         address = to if is_server(to) else str(self.cwd / Path(to).expanduser())
         return self._target_engine(engine_of(to), loaded).target(address, options)
 
@@ -83,8 +88,10 @@ class Engines:
         """The snapshot fits what --to names. Raises UsageError."""
         if engine != engine_of(to):
             example = _EXAMPLES.get(engine)
+            # Not the address itself: somebody may have put a password into it.
+            place = f"a database at {_scheme(to)}://" if is_server(to) else to
             raise UsageError(
-                f"a snapshot of engine {engine} cannot be restored to {to}",
+                f"a snapshot of engine {engine} cannot be restored to {place}",
                 hint=f"name a database, such as {example}" if example else "name the file to make",
             )
 
@@ -118,7 +125,12 @@ class Engines:
 
 def engine_of(to: str) -> str:
     """The engine that --to is a place for, by its scheme; without a known one it is a file."""
-    return _ENGINES.get(to.partition("://")[0], "sqlite")
+    return _ENGINES.get(_scheme(to), "sqlite")
+
+
+def _scheme(to: str) -> str:
+    scheme, colon, _ = to.partition("://")
+    return scheme if colon and scheme.isidentifier() else ""
 
 
 def is_server(to: str) -> bool:

@@ -274,6 +274,11 @@ def test_a_snapshot_of_another_product_is_refused_before_a_server_is_asked(
             refused = ready.run("restore", *which, "--to", to, "--json", code=2).error
             assert "of engine sqlite" in refused["message"]
             assert "file" in refused["hint"]
+        for start in (scheme, f"{scheme}x"):
+            secret = f"{start}://admin:hush-hush@127.0.0.1/crm"
+            refused = ready.start("restore", "crm", "--to", secret)
+            told = ready.ended(refused)
+            assert (told.code, "hush-hush" in told.out + told.err) == (2, False)
         server.setblocking(False)
         with pytest.raises(BlockingIOError):
             server.accept()
