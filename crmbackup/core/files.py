@@ -41,9 +41,12 @@ def sync_directory(path: Path) -> None:
 
 
 def make_private_directory(path: Path) -> None:
-    """Create a directory (and parents) that only its owner may enter. Raises LocalError."""
+    """Create a directory, and its parents, that only their owner may enter. Raises LocalError."""
     try:
-        path.mkdir(mode=PRIVATE_DIR, parents=True, exist_ok=True)
+        # Not parents=True: that gives the parents whatever mode the umask leaves.
+        for each in (*reversed(path.parents), path):
+            if not each.is_dir():
+                each.mkdir(mode=PRIVATE_DIR, exist_ok=True)
     except OSError as error:
         raise local_error(error, f"create the directory {path}") from error
 

@@ -109,7 +109,12 @@ def test_readers_see_the_old_or_the_new_while_it_is_written(tmp_path: Path) -> N
 
 
 def test_a_private_directory_is_made_with_its_parents(tmp_path: Path) -> None:
-    make_private_directory(tmp_path / "a" / "b")
+    before = os.umask(0)
+    try:
+        make_private_directory(tmp_path / "a" / "b")
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "a") == 0o700
     assert mode(tmp_path / "a" / "b") == 0o700
     make_private_directory(tmp_path / "a" / "b")
 
