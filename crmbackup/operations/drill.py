@@ -5,6 +5,7 @@ It uses the repository and the identity only, nothing of what this host remember
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -117,6 +118,7 @@ class _Drill:
 
 def run_drill(job: DrillJob) -> DrillResult:
     """One drill. A failure is a report too; only what prevents the report itself is raised (LocalError, KeyProblem)."""
+    _require_reports(job.reports)
     drill = _Drill(job, os.urandom(8).hex(), job.clock.now())
     began = job.clock.monotonic()
     place: IsolatedTarget | None = None
@@ -148,6 +150,16 @@ def run_drill(job: DrillJob) -> DrillResult:
         assert drill.error is not None
         raise drill.error
     return _write(drill, drill.repository)
+
+
+def _require_reports(directory: Path) -> None:
+    """Make the directory of reports: a drill may take hours, and one that cannot be reported is none. Raises LocalError."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise local_error(error, f"write reports to {directory}") from error
 
 
 def _locate(drill: _Drill, repository: Repository) -> ManifestHeader:
@@ -229,10 +241,6 @@ def _write(drill: _Drill, repository: Repository) -> DrillResult:
     document = sign_report(report, public, sign)
     name = f"{drill.started:%Y%m%dT%H%M%SZ}-{job.policy}-{drill.id}"
     json_path, html_path = job.reports / f"{name}.json", job.reports / f"{name}.html"
-    try:
-        job.reports.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise local_error(error, f"create the directory {job.reports}") from error
     signature = signature_of(document)
     write_durably(json_path, canonical_json(document) + b"\n", mode=0o644)
     page = render_html(report, signature, job.verify_command.replace("REPORT", shlex.quote(str(json_path)), 1))

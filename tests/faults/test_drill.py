@@ -15,6 +15,7 @@ import apsw
 import pytest
 
 from crmbackup.core.clock import SystemClock
+from crmbackup.core.errors import LocalError
 from crmbackup.core.events import Event, Warned, discard
 from crmbackup.engines.sqlite.target import SqliteTargetEngine
 from crmbackup.operations.drill import DrillJob, DrillResult, run_drill
@@ -244,6 +245,14 @@ def test_a_snapshot_dated_in_the_future_is_warned_of_and_is_not_the_latest(site:
     seen = {drill(site, wanted="random", rng=random.Random(seed)).report.source.snapshot_id for seed in range(6)}
     assert "f" * 16 not in seen
     assert drill(site, wanted="f" * 16).report.source.snapshot_id == "f" * 16
+
+
+def test_a_place_for_reports_that_cannot_be_used_is_told_before_anything_is_restored(site: Site) -> None:
+    (site.root / "taken").write_text("a file")
+    asked: list[str] = []
+    with pytest.raises(LocalError, match="cannot write reports to"):
+        drill(site, reports=site.root / "taken", make_target=asked.append)
+    assert asked == []
 
 
 def test_random_chooses_within_the_window(site: Site) -> None:
