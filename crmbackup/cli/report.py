@@ -13,6 +13,7 @@ from crmbackup.cli.render import make_show, printable, when
 
 if TYPE_CHECKING:
     from crmbackup.reports.drill import DrillReport
+    from crmbackup.repository.repository import Repository
 
 
 @click.group("report")
@@ -28,7 +29,7 @@ def verify(file: Path, policy: str | None, address: str | None, as_json: bool, v
     """Verify that a drill report was not changed and that a host of the repository signed it.
 
     FILE is the JSON file; the page beside it is made from it. The signers are read from the repository. It must be a
-    report of that repository and, with POLICY, of that policy.
+    report of that repository and, with POLICY, of that policy; and the one that the drill noted there, if it did.
     """
     from crmbackup.cli.wiring import wiring
     from crmbackup.core.errors import UsageError
@@ -49,6 +50,7 @@ def verify(file: Path, policy: str | None, address: str | None, as_json: bool, v
         trusted = {repository.document.owner, *(signer.public for signer in repository.document.signers)}
         report = verify_report(document, trusted)
         _require_subject(report, repository.document.repository_id, place.policy_name)
+        recorded = _recorded(report, repository, signature_of(document).report_sha256)
         if host.files.pin(place.text) is None:
             text = f"this host does not know the repository at {place.text}: whether its list of hosts is yours is not known"
             show.event(Warned("repository-unknown", text, "verify where the repository was made or joined"))
@@ -67,9 +69,10 @@ def verify(file: Path, policy: str | None, address: str | None, as_json: bool, v
             "passed": report.passed,
             "verdicts": vars(report.verdicts),
             "signer": signer,
+            "recorded": recorded,
             "sha256": signature.report_sha256,
         }
-        show.result("report", data, lambda: _text(file, report, signer))
+        show.result("report", data, lambda: _text(file, report, signer, recorded=recorded))
 
 
 def _require_subject(report: DrillReport, repository_id: str, policy: str | None) -> None:
@@ -89,7 +92,24 @@ def _require_subject(report: DrillReport, repository_id: str, policy: str | None
         )
 
 
-def _text(file: Path, report: DrillReport, signer: str) -> None:
+def _recorded(report: DrillReport, repository: Repository, sha256: str) -> bool:
+    """Whether the repository holds the record that the drill left there. Raises UntrustedSignature where it is of another
+    report: whoever holds the host's key can sign a changed one.
+    """
+    from crmbackup.core.errors import UntrustedSignature
+    from crmbackup.repository.records import drill_key, read_drill
+
+    record = read_drill(repository, drill_key(report.drill.policy, report.started_at, report.drill.id))
+    if record and record.report_sha256 != sha256:
+        raise UntrustedSignature(
+            "the drill report is not the one that the drill wrote",
+            why=f"the repository has noted a report with the SHA-256 {record.report_sha256}",
+            hint="treat the report as forged: somebody with a key of the repository signed another one",
+        )
+    return record is not None
+
+
+def _text(file: Path, report: DrillReport, signer: str, *, recorded: bool) -> None:
     verdicts, source = report.verdicts, report.source
     passed = "passed" if report.passed else "FAILED"
     click.echo(f"{file} is genuine: drill {report.drill.id} of {report.drill.policy}, {passed}")
@@ -99,3 +119,6 @@ def _text(file: Path, report: DrillReport, signer: str) -> None:
     told = f"restore {verdicts.restore}, validation {verdicts.validation}, objectives {verdicts.objectives}"
     click.echo(f"  verdicts  {told}")
     click.echo(printable(f"  signed    by {signer}"))
+    click.echo(
+        f"  recorded  {'in the repository, as it is' if recorded else 'nowhere: the repository has no record of it'}"
+    )

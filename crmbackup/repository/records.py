@@ -72,7 +72,7 @@ class DrillRecord:
     @property
     def key(self) -> str:
         """Where it lies: sorted by policy, then by time."""
-        return f"{DRILLS}{self.policy}/{self.started.astimezone(UTC):%Y%m%dT%H%M%SZ}-{self.drill_id}"
+        return drill_key(self.policy, self.started, self.drill_id)
 
     @property
     def verdict(self) -> str:
@@ -97,6 +97,11 @@ class Pins:
 def pin_key(policy: str, snapshot_id: str) -> str:
     """The storage key of a snapshot's pin."""
     return f"{PINS}{policy}/{snapshot_id}"
+
+
+def drill_key(policy: str, started: datetime, drill_id: str) -> str:
+    """The storage key of a drill's record."""
+    return f"{DRILLS}{policy}/{started.astimezone(UTC):%Y%m%dT%H%M%SZ}-{drill_id}"
 
 
 def put_pin(repository: Repository, pin: SnapshotPin, author: SigningKey) -> None:
@@ -155,6 +160,14 @@ def find_drills(repository: Repository, policy: str) -> Iterator[tuple[DrillReco
             continue
         except RepositoryError as problem:
             yield None, problem
+
+
+def read_drill(repository: Repository, key: str) -> DrillRecord | None:
+    """One record; None where there is none. Raises ObjectDamaged, RepositoryTooNew, UntrustedSignature."""
+    try:
+        return _read_drill(_get(repository, key, DRILL, "drill"), key)
+    except ObjectNotFound:
+        return None
 
 
 def _put(repository: Repository, key: str, domain: bytes, fields: Mapping[str, object], author: SigningKey) -> None:

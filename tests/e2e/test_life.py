@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from crmbackup.core.canonical import canonical_json
+from crmbackup.reports.signing import sign_report, verify_report
+from crmbackup.repository.signing import HostKey
 from tests.e2e.product import Host, content, quiet, value, workday, write_policy
 
 pytestmark = pytest.mark.e2e
@@ -177,6 +182,16 @@ def test_a_report_proves_nothing_of_another_policy_or_repository(ready: Host, da
     assert "not of crm" in ready.run("report", "verify", of["shop"]["report"], "crm", "--json", code=2).error["message"]
     other = ready.run("report", "verify", of["toy"]["report"], "crm", "--json", code=5).error
     assert (other["code"], "another repository" in other["message"]) == ("untrusted-signature", True)
+    # A report that was changed and signed again with the host's key is not the one that the drill noted.
+    assert "recorded  in the repository" in done.out
+    report = verify_report(json.loads(Path(of["crm"]["report"]).read_bytes()), None)
+    key = HostKey.from_text((ready.config / "host.key").read_text())
+    better = replace(report, verdicts=replace(report.verdicts, objectives="met"))
+    forged = ready.cwd / "forged.json"
+    forged.write_bytes(canonical_json(sign_report(better, key.public, key.sign)))
+    assert "forged" in ready.run("report", "verify", forged, "crm", "--json", code=5).error["hint"]
+    shutil.rmtree(tmp_path / "repository" / "drills" / "crm")
+    assert "has no record" in ready.run("report", "verify", forged, "crm").out
     # An auditor's machine knows no repository: what lists the signers may be anybody's.
     auditor = Host.make(tmp_path / "auditor")
     done = auditor.run("report", "verify", of["shop"]["report"], "--repository", tmp_path / "repository")
