@@ -124,11 +124,16 @@ def _written(policy: Policy) -> list[Path]:
     """Directories that runs of a policy write to, crmbackup's own apart."""
     found: list[Path] = []
     if policy.source.type == "sqlite":
-        found.append(policy.source.path.parent)  # readers lock the database and its WAL index
+        # Readers lock the database and its WAL index, which lie where a link leads to.
+        found += [policy.source.path.parent, policy.source.path.resolve().parent]
     address = policy.repository.address()
     if isinstance(address, LocalAddress):
         found.append(address.path)
     found += [path for path in (policy.drill.directory, policy.drill.reports) if path]
+    if policy.log and policy.log.path:
+        found.append(policy.log.path.parent)
+    if policy.notify.metrics:
+        found.append(policy.notify.metrics.textfile.parent)  # it is replaced, beside itself
     url = policy.catalog.url if policy.catalog else None
     if isinstance(url, str) and url.startswith("sqlite:////"):
         found.append(Path(url.removeprefix("sqlite:///")).parent)

@@ -137,8 +137,16 @@ def test_a_block_without_its_end_is_left_alone() -> None:
             change(f"{crontab.BEGIN}\n* * * * * precious\n")
 
 
-def test_units_name_what_may_be_written() -> None:
-    found = policy(more='catalog: {url: "sqlite:////srv/cat/c.db"}\ndrill: {directory: /srv/drills}')
+def test_units_name_what_may_be_written(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "crm.db").symlink_to("data/crm.db")
+    more = [
+        'catalog: {url: "sqlite:////srv/cat/c.db"}',
+        "drill: {directory: /srv/drills}",
+        "log: {path: /var/log/crmbackup/crm.log}",
+        "notify: {metrics: {textfile: /var/lib/exporter/crm.prom}}",
+    ]
+    found = policy(more="\n".join(more))
     text = systemd.service(PLAIN, [found], [Path("/var/lib/crmbackup")])
     for line in (
         "ReadWritePaths=/var/lib/crmbackup",
@@ -146,11 +154,15 @@ def test_units_name_what_may_be_written() -> None:
         "ReadWritePaths=-/srv/backups",
         "ReadWritePaths=-/srv/cat",
         "ReadWritePaths=-/srv/drills",
+        "ReadWritePaths=-/var/log/crmbackup",
+        "ReadWritePaths=-/var/lib/exporter",
         "PrivateTmp=yes",
         "User=root",
         "ProtectSystem=strict",
     ):
         assert f"\n{line}\n" in text
+    linked = policy(f"{{type: sqlite, path: {tmp_path}/crm.db}}")
+    assert f"\nReadWritePaths=-{tmp_path}/data\n" in systemd.service(PLAIN, [linked], [])
     # A private /tmp would hide a database or a server's socket there.
     in_tmp = policy("{type: sqlite, path: /tmp/crm.db}")
     socket = policy("{type: postgres, url: 'postgresql://u@/crm?host=/tmp'}")
