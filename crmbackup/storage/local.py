@@ -125,7 +125,7 @@ class LocalStorage(Storage):
                     raise StorageMisconfigured(
                         f"{self._location} cannot make hard links",
                         why=error.strerror or str(error),
-                        hint="use a file system that has them, or set conditional_put to false for this storage",
+                        hint="if the repository was moved here, `crmbackup init POLICY --join` finds out what this file system can do",
                     ) from error
                 raise
             return

@@ -265,3 +265,19 @@ def test_what_the_system_says_is_told_in_our_terms(number: int, kind: type[CrmBa
 def test_a_short_read_says_what_was_asked() -> None:
     assert "5 bytes from byte 3 of k" in str(beyond_end("k", 3, 5, 7))
     assert "from byte 3 of k" in str(beyond_end("k", 3, None))
+
+
+def test_a_repository_that_was_moved_to_where_no_hard_links_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this host knows of the address is of the old file system."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    storage = LocalStorage(tmp_path / "repository", create=True)
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(StorageMisconfigured, match="cannot make hard links") as caught:
+        storage.put("k", b"data", if_absent=True)
+    assert "init POLICY --join" in caught.value.hint
+    assert _files(tmp_path) == []
