@@ -23,6 +23,11 @@ def explain(error: Exception) -> CrmBackupError:
         from crmbackup.core.files import local_error
 
         return local_error(error, "go on" if error.filename is None else f"use {error.filename}")
+    if isinstance(error, UnicodeEncodeError) and error.encoding.lower() == "utf-8":
+        return LocalError(
+            f"a name holds bytes that are not UTF-8: {error.object[error.start : error.end]!a}",
+            hint="give the file or directory another name",
+        )
     if isinstance(error, UnicodeEncodeError):
         return LocalError(
             f"the locale has no way to write {error.object[error.start : error.end]!a}",

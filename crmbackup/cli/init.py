@@ -154,7 +154,7 @@ def _create(host: Wiring, place: Place, keys: Keys, want: _Wanted) -> tuple[Shee
         engine=place.loaded.policy.source.type if place.loaded else "sqlite",
     )
     if want.sheet:
-        write_durably(want.sheet, sheet.text().encode("utf-8"))
+        write_durably(want.sheet, sheet.text().encode("utf-8", "backslashreplace"))
     shown = sheet if want.shown else replace(sheet, identity=None)
     return shown, shown.text(_look())
 

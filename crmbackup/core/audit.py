@@ -75,7 +75,8 @@ class AuditLog:
         data: what canonical JSON can hold, no secrets. Raises LocalError when the line could not be added, or could
         not be noted as the last one; the log is as good as before either way.
         """
-        fields = {"data": dict(data), "event": event, "host": host, "operator": operator, "policy": policy, "run": run}
+        given = {"data": dict(data), "event": event, "host": host, "operator": operator, "policy": policy, "run": run}
+        fields = {name: _printable(value) for name, value in given.items()}
         make_private_directory(self.path.parent)
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND, PRIVATE_FILE)
@@ -173,6 +174,17 @@ class AuditLog:
             return
         except OSError as error:
             raise local_error(error, f"read {self.path}") from error
+
+
+def _printable(value: object) -> object:
+    """The value with bytes of file names that are not UTF-8 spelled out: JSON cannot hold them, and no name may keep a
+    restore from being noted.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {key: _printable(each) for key, each in value.items()}
+    return [_printable(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _digest(entry: Mapping[str, object]) -> str:

@@ -31,7 +31,9 @@ class ScheduleState:
     """The records of one policy on one repository. address: of the repository; the same policy may have two."""
 
     def __init__(self, root: Path, policy: str, address: str) -> None:
-        self.directory = root / "schedule" / f"{policy}-{hashlib.sha256(address.encode('utf-8')).hexdigest()[:8]}"
+        # The name of a policy file may hold any bytes.
+        digest = hashlib.sha256(address.encode("utf-8", "surrogateescape")).hexdigest()
+        self.directory = root / "schedule" / f"{policy}-{digest[:8]}"
 
     def locked(self, lane: str) -> AbstractContextManager[None]:
         """Keep other processes out of a lane. Raises Locked, LocalError."""

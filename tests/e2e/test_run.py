@@ -130,6 +130,20 @@ def test_policies_that_cannot_be_used_are_told_and_keep_nobody_back(
     quiet(ready.run("run", "--due"))
 
 
+def test_names_of_files_that_are_not_utf_8_keep_nobody_back(ready: Host, database: Path, tmp_path: Path) -> None:
+    crm = scheduled(ready, database, tmp_path)
+    odd = ready.cwd / "policies" / os.fsdecode(b"a-caf\xe9.yaml")
+    odd.write_text(crm.read_text().replace("name: crm", "name: cafe"))
+    missed(ready, "backup")
+    quiet(ready.run("run", "--due"))
+    assert len(ready.snapshots("crm")) == 2
+    quiet(ready.run("backup", odd))
+    target = os.fsdecode(b"caf\xe9.db")
+    ready.run("restore", "crm", "--to", target)
+    assert (ready.cwd / target).exists()
+    assert "is whole" in ready.run("audit", "verify").out
+
+
 def test_a_copy_of_a_policy_that_was_not_renamed_is_told_everywhere(
     ready: Host, database: Path, tmp_path: Path
 ) -> None:

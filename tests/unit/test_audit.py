@@ -47,6 +47,15 @@ def test_lines_are_json_and_follow_each_other(tmp_path: Path) -> None:
     assert log.path.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_name_that_is_not_utf_8_is_noted(tmp_path: Path) -> None:
+    """A restore to such a file must not fail for it."""
+    log = log_at(tmp_path)
+    add(log, target=os.fsdecode(b"/srv/caf\xe9.db"), snapshots=["a", os.fsdecode(b"\xff")])
+    (entry,) = log.entries()
+    assert entry["data"] == {"target": "/srv/caf\\udce9.db", "snapshots": ["a", "\\udcff"]}
+    assert log.verify().flaws == ()
+
+
 def test_an_empty_log_is_whole(tmp_path: Path) -> None:
     assert log_at(tmp_path).verify().flaws == ()
     assert list(log_at(tmp_path).entries()) == []

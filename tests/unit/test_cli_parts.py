@@ -229,6 +229,11 @@ def test_text_elsewhere_than_on_a_terminal(capsys: pytest.CaptureFixture[str]) -
         (PermissionError(13, "Permission denied", "/x"), 9, "local-denied: cannot use /x: Permission denied"),
         (OSError(28, "No space left on device"), 9, "disk-full: cannot go on: No space left on device"),
         (UnicodeEncodeError("ascii", "aé", 1, 2, "no"), 9, "local: the locale has no way to write '\\xe9'"),
+        (
+            UnicodeEncodeError("utf-8", "a\udce9", 1, 2, "no"),
+            9,
+            "local: a name holds bytes that are not UTF-8: '\\udce9'",
+        ),
         (ZeroDivisionError("by zero"), 1, "error: internal error, ZeroDivisionError: by zero"),
     ],
 )
