@@ -12,7 +12,15 @@ import click
 from crmbackup.cli.options import key_options, output_options, policy_argument
 from crmbackup.cli.render import knows_colours, make_show
 from crmbackup.cli.sheet import BLOCKS, Look, Sheet
-from crmbackup.core.errors import IdentityMissing, LocalError, RepositoryExists, TargetExists, UsageError
+from crmbackup.core.errors import (
+    IdentityMissing,
+    LocalError,
+    RepositoryExists,
+    RepositoryMissing,
+    TargetExists,
+    UsageError,
+)
+from crmbackup.core.events import Warned
 from crmbackup.core.files import write_durably
 
 if TYPE_CHECKING:
@@ -61,8 +69,10 @@ def command(
             if identity_out or no_passphrase or sheet or show_identity:
                 raise UsageError("--join makes no identity", hint="leave out the options that say what to do with one")
             place = host.policy_place(host.load(policy))
-            repository = _join(host, place, keys)
+            repository, remade = _join(host, place, keys)
             text = f"This host, {host.host}, may now write to {place.text}"
+            if remade:
+                show.event(Warned("repository-remade", *_REMADE))
             data = {"repository": place.text, "repository_id": repository.document.repository_id, "joined": True}
             show.result("init", data, lambda: click.echo(text))
             return
@@ -90,7 +100,18 @@ class _Wanted:
     shown: bool
 
 
-def _join(host: Wiring, place: Place, keys: Keys) -> Repository:
+#: What is to be known and done then.
+_REMADE = (
+    "repository.json was gone and is made again; it lists this host alone",
+    "run `crmbackup init POLICY --join` on each host that backs up there: until then its snapshots count for nothing",
+)
+
+
+def _join(host: Wiring, place: Place, keys: Keys) -> tuple[Repository, bool]:
+    """Let this host write; also gives whether repository.json had to be made again."""
+    from crmbackup.repository.manifest import SNAPSHOTS
+    from crmbackup.repository.repository import Repository
+
     reader = place.spec.open(read_only=True)
     identity = host.identity(place, reader, keys, ask=True)
     if identity is None:
@@ -98,13 +119,23 @@ def _join(host: Wiring, place: Place, keys: Keys) -> Repository:
             "joining a repository needs its identity", hint="give --identity-file or --passphrase-file"
         )
     # Nothing is written before it is known that it is the right repository, and of a format that we know.
-    host.opened(reader, identity)
+    pin = host.files.pin(place.text)
+    try:
+        host.opened(reader, identity)
+    except RepositoryMissing:
+        # Its id and its owner are what this host knows; from the storage alone it could be anybody's.
+        if pin is None or pin.owner != identity.owner or not any(True for _ in reader.list(SNAPSHOTS)):
+            raise
+        storage = host.probed(place, again=True).spec.open()
+        made = Repository.remake(storage, identity, host.files.make_host_key(), host.host, pin, host.clock.now())
+        host.files.save_pin(place.text, made.pin)
+        return made, True
     storage = host.probed(place, again=True).spec.open()
     # What this host pinned before does not matter here: the identity is the root of trust.
     repository = host.opened(storage, identity)
     repository.join(host.files.make_host_key(), host.host, host.clock.now())
     host.files.save_pin(place.text, repository.pin)
-    return repository
+    return repository, False
 
 
 def _create(host: Wiring, place: Place, keys: Keys, want: _Wanted) -> tuple[Sheet, str]:
@@ -185,11 +216,19 @@ def _refuse_loss(want: _Wanted, passphrase: Secret | None) -> None:
 
 def _refuse_second(storage: Storage) -> None:
     from crmbackup.repository.document import KEY
+    from crmbackup.repository.manifest import SNAPSHOTS
 
     if any(info.key == KEY for info in storage.list(KEY)):
         raise RepositoryExists(
             f"there is a repository at {storage.location} already",
             hint="to write to it from this host too, run `crmbackup init POLICY --join` with its identity",
+        )
+    if any(True for _ in storage.list(SNAPSHOTS)):
+        raise RepositoryExists(
+            f"there are snapshots at {storage.location}, but repository.json is gone",
+            why="with another one in its place nobody could restore them",
+            hint="bring it back from a copy; else `crmbackup init POLICY --join` with the identity, on a host that backed up "
+            "there, makes it again. For a new repository choose another address",
         )
 
 

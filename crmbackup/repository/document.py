@@ -57,6 +57,13 @@ class RepositoryDocument:
             signers=(signer,),
         )
 
+    @classmethod
+    def again(
+        cls, repository_id: str, identity: Identity, signer: Signer, sequence: int, now: datetime
+    ) -> RepositoryDocument:
+        """One in place of one that was lost, with one host: who else was listed is not known from anything trusted."""
+        return replace(cls.new(identity, signer, now), repository_id=repository_id, sequence=sequence)
+
     def with_signer(self, signer: Signer) -> RepositoryDocument:
         """The next version, with one more host."""
         return replace(self, sequence=self.sequence + 1, signers=(*self.signers, signer))

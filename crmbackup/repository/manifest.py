@@ -33,6 +33,8 @@ from crmbackup.repository.sealing import new_data_key, stanzas_size, unwrap, wra
 from crmbackup.repository.signing import MANIFEST, SIGNATURE_SIZE, HostKey, is_signed
 
 MAGIC = b"CRMBMF01"
+#: Where they lie.
+SNAPSHOTS = "snapshots/"
 FORMAT = 1
 WRAP_CONTEXT = b"crmbackup/1 manifest"
 BODY_CONTEXT = b"crmbackup/1 manifest body "
@@ -73,7 +75,7 @@ class ManifestHeader:
     @property
     def key(self) -> str:
         """The storage key: sorted by policy, then by time."""
-        return f"snapshots/{self.policy}/{self.captured.astimezone(UTC):%Y%m%dT%H%M%SZ}-{self.snapshot_id}"
+        return f"{SNAPSHOTS}{self.policy}/{self.captured.astimezone(UTC):%Y%m%dT%H%M%SZ}-{self.snapshot_id}"
 
     @property
     def stored_size(self) -> int:

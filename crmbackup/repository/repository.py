@@ -32,6 +32,7 @@ from crmbackup.repository.document import RepositoryDocument, Signer
 from crmbackup.repository.identity import Identity
 from crmbackup.repository.manifest import (
     PREFIX_SIZE,
+    SNAPSHOTS,
     ManifestHeader,
     SignedHeader,
     decode_body,
@@ -52,6 +53,7 @@ _LISTING_READ = 16 * 1024
 #: A manifest whose packs were looked for longer ago than this, in seconds, is not put any more. With the time that a
 #: put may be under way it must stay far below the least grace period of a collector.
 COMMIT_SECONDS: Final = 1800.0
+_GONE = "this host knows one there: mount its disk, or bring repository.json back; `crmbackup init POLICY --join` remakes it"
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,19 @@ class Repository:
         return cls(storage, document, identity=identity, host_key=host_key)
 
     @classmethod
+    def remake(
+        cls, storage: Storage, identity: Identity, host_key: HostKey, host: str, pin: Pin, now: datetime
+    ) -> Repository:
+        """Write repository.json again where it is gone, as far as this host knows it. Raises RepositoryExists."""
+        signer, sequence = Signer(host, host_key.public, now), pin.sequence + 1
+        document = RepositoryDocument.again(pin.repository_id, identity, signer, sequence, now)
+        try:
+            storage.put(documents.KEY, document.encode(identity), if_absent=True)
+        except ObjectExists as error:
+            raise RepositoryExists(f"there is a repository at {storage.location} again", hint="join it") from error
+        return cls(storage, document, identity=identity, host_key=host_key)
+
+    @classmethod
     def open(
         cls,
         storage: Storage,
@@ -122,7 +137,7 @@ class Repository:
         except ObjectNotFound as error:
             raise RepositoryMissing(
                 f"there is no repository at {storage.location}",
-                hint="check the address; `crmbackup init POLICY` makes a new one",
+                hint=_GONE if pin else "check the address; `crmbackup init POLICY` makes a new one",
             ) from error
         owner = identity.owner if identity else pin.owner if pin else None
         document = RepositoryDocument.decode(data, owner)
@@ -297,7 +312,7 @@ class Repository:
 
     def manifest_keys(self, policy: str | None) -> Iterator[tuple[str, int]]:
         """Key and size of everything that lies where manifests do."""
-        prefix = "snapshots/" if policy is None else f"snapshots/{policy}/"
+        prefix = SNAPSHOTS if policy is None else f"{SNAPSHOTS}{policy}/"
         return ((info.key, info.size) for info in self.storage.list(prefix))
 
     def signed_header(self, key: str, size: int) -> SignedHeader:

@@ -158,6 +158,34 @@ def test_an_objective_that_is_missed_has_an_exit_code_of_its_own(ready: Host) ->
     assert done.one("drill")["verdicts"]["validation"] == "passed"
 
 
+def test_a_repository_json_that_is_gone_can_be_made_again(ready: Host, database: Path, tmp_path: Path) -> None:
+    """A new repository in its place would make every snapshot useless."""
+    second = Host(tmp_path / "second", ready.cwd)
+    second.home.mkdir()
+    second.run("init", "crm", "--join")
+    second.run("backup", "crm")
+    (tmp_path / "repository" / "repository.json").unlink()
+    assert "this host knows one there" in ready.run("backup", "crm", "--json", code=10).error["hint"]
+    new = ("init", "crm", "--no-passphrase", "--identity-out", tmp_path / "new.txt", "--json")
+    for host in (ready, Host.make(tmp_path / "stranger")):
+        host.cwd = ready.cwd
+        assert "repository.json is gone" in host.run(*new, code=5).error["message"]
+    # Whoever does not know the repository has only the storage's word for which one it is.
+    stranger = Host(tmp_path / "third", ready.cwd)
+    stranger.home.mkdir()
+    stranger.run("init", "crm", "--join", code=10)
+
+    assert ready.run("init", "crm", "--join", "--json").one("warning")["code"] == "repository-remade"
+    (own,) = (line["snapshot_id"] for line in ready.snapshots("crm") if line["type"] == "snapshot")
+    ready.run("restore", "crm", "--snapshot", own, "--to", "out.db")
+    assert content(ready.cwd / "out.db") == content(database)
+    ready.run("backup", "crm")
+    second.run("backup", "crm", code=5)
+    second.run("init", "crm", "--join")
+    quiet(second.run("backup", "crm"))
+    assert len(ready.snapshots("crm")) == 4
+
+
 def test_a_report_proves_nothing_of_another_policy_or_repository(ready: Host, database: Path, tmp_path: Path) -> None:
     """One host signs what it drills anywhere, so that a signature alone could pass a toy off as the CRM."""
     policies = ready.cwd / "policies"
