@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from crmbackup.cli.wiring import Wiring
-from crmbackup.core.errors import CrmBackupError, Interrupted, PolicyInvalid, PolicyNotFound
+from crmbackup.core.errors import CrmBackupError, Interrupted, LocalError, PolicyInvalid, PolicyNotFound
 from crmbackup.core.secrets import EnvRef
 from crmbackup.operations.schedule_state import ScheduleState
-from crmbackup.policy.find import find_policy, list_policies, policy_directories
+from crmbackup.policy.find import find_policy, list_policies, looked_in, policy_directories
 from crmbackup.policy.loader import LoadedPolicy, load_policy
 from crmbackup.storage.address import format_address
 
@@ -27,7 +27,7 @@ def policy_files(cwd: Path, names: Sequence[str]) -> list[Path]:
     if not found:
         raise PolicyNotFound(
             "there are no policies",
-            why=f"looked in {', '.join(str(each) for each in directories)}",
+            why=looked_in(directories),
             hint="make one with `crmbackup policy new`, or name its file",
         )
     return found
@@ -65,7 +65,7 @@ def refuse_namesake(cwd: Path, loaded: LoadedPolicy) -> None:
     own = loaded.path.resolve()
     # Most files need not be read as YAML for this.
     named = re.compile(rf"""\bname["']?\s*:\s*["']?{re.escape(name)}(?![\w.-])""")
-    for path in [*list_policies([own.parent]), *list_policies(policy_directories(cwd))]:
+    for path in [*_others(own.parent), *_others(*policy_directories(cwd))]:
         first = path.stem == name or str(path.resolve()) < str(own)
         if not first or path.resolve() == own or not _holds(path, named):
             continue
@@ -81,6 +81,13 @@ def refuse_namesake(cwd: Path, loaded: LoadedPolicy) -> None:
                 why="nothing would tell their snapshots apart",
                 hint=f"give {loaded.path} a `name` of its own, such as {loaded.path.stem}",
             )
+
+
+def _others(*directories: Path) -> list[Path]:
+    try:
+        return list_policies(directories)
+    except LocalError:
+        return []  # a policy may lie where nobody may look around
 
 
 def _holds(path: Path, pattern: re.Pattern[str]) -> bool:

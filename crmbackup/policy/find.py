@@ -41,7 +41,7 @@ def find_policy(name_or_path: str, *, cwd: Path, directories: Sequence[Path] | N
     known = f"there are: {', '.join(path.stem for path in found)}" if found else "there are no policies yet"
     raise PolicyNotFound(
         f'cannot find a policy named "{name_or_path}"',
-        why=f"looked in {', '.join(str(each) for each in places)}",
+        why=looked_in(places),
         hint=_question(near) or f"{known}; a path needs a slash or the suffix .yaml",
     )
 
@@ -60,18 +60,36 @@ def call_of(path: Path, *, cwd: Path) -> str:
 def list_policies(directories: Sequence[Path]) -> list[Path]:
     """The policy files in these directories, by name. An earlier directory hides equal names in a later one.
 
-    Directories that are not there count as empty. Raises LocalError for those that cannot be read.
+    Directories that are not there count as empty, and so do those within one that this user may not enter: root's own
+    must not keep others from theirs. Raises LocalError for those that cannot be read.
     """
     found: dict[str, Path] = {}
     for directory in directories:
         try:
-            paths = sorted(directory.iterdir()) if directory.is_dir() else []
+            paths = sorted(directory.iterdir()) if not _is_closed(directory) and directory.is_dir() else []
         except OSError as error:
             raise local_error(error, f"read the directory {directory}") from error
         for path in paths:  # sorted: x.yaml goes before x.yml
             if path.suffix in SUFFIXES and not path.name.startswith(".") and path.is_file():
                 found.setdefault(path.stem, path)
     return [found[name] for name in sorted(found)]
+
+
+def looked_in(directories: Sequence[Path]) -> str:
+    """Where policies were looked for, for messages."""
+    closed = " (which this user may not enter; try sudo)"
+    return "looked in " + ", ".join(f"{each}{closed if _is_closed(each) else ''}" for each in directories)
+
+
+def _is_closed(directory: Path) -> bool:
+    """Whether it lies where this user may not even look."""
+    try:
+        directory.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _near(name: str, paths: Sequence[Path]) -> list[str]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import shlex
 from pathlib import Path
 
@@ -77,3 +79,23 @@ def test_listing(tmp_path: Path, two: list[Path]) -> None:
     assert list_policies([tmp_path / "absent"]) == []
     (two[0] / "crm.yml").touch()
     assert list_policies(two)[0] == two[0] / "crm.yaml"
+
+
+def test_what_another_user_keeps_to_himself_hides_nothing_of_ours(
+    tmp_path: Path, two: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """root's first `init` makes /etc/crmbackup, and nobody else may enter it: policies in there are not theirs."""
+    closed = tmp_path / "root" / "policies"
+    real = Path.stat
+
+    def stat(self: Path, **options: bool) -> os.stat_result:
+        if self.is_relative_to(tmp_path / "root"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(self, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert find_policy("crm", cwd=tmp_path, directories=[two[0], closed]) == two[0] / "crm.yaml"
+    with pytest.raises(PolicyNotFound) as caught:
+        find_policy("zzz", cwd=tmp_path, directories=[two[0], closed])
+    assert f"{closed} (which this user may not enter; try sudo)" in caught.value.why
+    assert f"{two[0]}, " in caught.value.why
