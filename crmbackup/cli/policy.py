@@ -39,15 +39,22 @@ def command() -> None:
 @output_options
 def validate(policies: tuple[str, ...], as_json: bool, verbose: bool) -> None:
     """Say everything that is wrong with a policy at once."""
+    from crmbackup.cli.policies import refuse_namesake
     from crmbackup.core.errors import PolicyInvalid
     from crmbackup.policy.find import find_policy
     from crmbackup.policy.loader import check_policy_file
+    from crmbackup.policy.problems import Problem
 
     with make_show(as_json=as_json, verbose=verbose) as show:
         bad = 0
         for name in policies:
             path = find_policy(name, cwd=Path.cwd())
             loaded, problems = check_policy_file(path)
+            if loaded:
+                try:
+                    refuse_namesake(Path.cwd(), loaded)
+                except PolicyInvalid as error:
+                    loaded, problems = None, [Problem(_line_of_name(path), 1, "name", f"is taken: {error}")]
             bad += loaded is None
             data = {"file": str(path), "valid": loaded is not None, "problems": [asdict(each) for each in problems]}
 
@@ -59,6 +66,11 @@ def validate(policies: tuple[str, ...], as_json: bool, verbose: bool) -> None:
             raise PolicyInvalid(
                 f"{bad} of {len(policies)} policies are not valid", hint="each key is described in docs/policy.md"
             )
+
+
+def _line_of_name(path: Path) -> int:
+    lines = path.read_text("utf-8-sig").splitlines()
+    return next((number for number, line in enumerate(lines, 1) if line.startswith("name")), 1)
 
 
 @command.command("schema")

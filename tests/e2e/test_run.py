@@ -161,6 +161,7 @@ def test_a_copy_of_a_policy_that_was_not_renamed_is_told_everywhere(
     assert "UNKNOWN - a-shop the policy" in ready.run("monitor", code=3).out
     for command in (("backup", "a-shop"), ("forget", "a-shop", "--plan"), ("drill", shop)):
         assert ready.run(*command, "--json", code=2).error["code"] == "policy-invalid"
+    assert "a-shop.yaml:2: name: is taken" in ready.run("policy", "validate", "a-shop", code=2).out
     assert len(ready.snapshots("crm")) == 2
     # The same name elsewhere is another policy; so is one of its own.
     shop.write_text(shop.read_text().replace("name: crm", "name: a-shop"))
