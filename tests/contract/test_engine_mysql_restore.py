@@ -295,6 +295,42 @@ def test_accounts_that_objects_run_as(server: MariadbServer, tmp_path: Path) -> 
     server.drop_database("owned")
 
 
+def test_accounts_come_back_with_the_roles_through_which_they_have_rights(
+    server: MariadbServer, tmp_path: Path
+) -> None:
+    fill(
+        server,
+        "owned",
+        (
+            "CREATE TABLE t (id INT PRIMARY KEY)",
+            "CREATE ROLE sales",
+            "CREATE ROLE everybody",
+            "CREATE USER clerk@localhost IDENTIFIED BY 'hush'",
+            "GRANT SELECT ON owned.* TO sales",
+            "GRANT sales TO everybody",
+            "GRANT everybody TO clerk@localhost",
+            "SET DEFAULT ROLE everybody FOR clerk@localhost",
+        ),
+    )
+    source = server.server("owned")
+    with ProcessWorkers(1) as workers:
+        chain = Chain(lambda: MysqlSource(source, Settings(users=True)), tmp_path, workers)
+        taken = chain.take()
+        rows_of(server, "", "DROP USER clerk@localhost")
+        rows_of(server, "", "DROP ROLE sales, everybody")
+        chain.restore(taken, target(server, create=True, roles="create"))
+    with server.connect("back", user="clerk", password="hush") as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT * FROM t")
+    # Whoever made the roles has them too, and is no account of the database.
+    assert rows_of(server, "", "SELECT DISTINCT user FROM mysql.roles_mapping WHERE role = 'sales' ORDER BY 1") == [
+        ("everybody",),
+        ("root",),
+    ]
+    rows_of(server, "", "DROP USER clerk@localhost")
+    rows_of(server, "", "DROP ROLE sales, everybody")
+    server.drop_database("owned")
+
+
 def test_a_drill_writes_nothing_where_tables_have_their_files(server: MariadbServer, tmp_path: Path) -> None:
     elsewhere = server.socket / "elsewhere"
     directory = f"DATA DIRECTORY = '{elsewhere}'"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -200,44 +199,3 @@ def read_sequences(connection: Connection, database: str, objects: list[Definiti
             rows = execute(connection, f"SELECT next_not_cached_value, cycle_count FROM {quoted(database, each.name)}")
             found.append(SequenceLayout(each.name, int(rows[0][0]), int(rows[0][1])))
     return found
-
-
-#: Where a GRANT says what database it is for.
-GRANT_ON = re.compile(r" ON (?:PROCEDURE |FUNCTION |PACKAGE BODY |PACKAGE )?`((?:[^`]|``)*)`\.")
-
-
-def read_accounts(connection: Connection, database: str) -> list[str]:
-    """Statements that make the accounts which have rights on a database, with the hashes of their passwords, and give
-    these rights. Raises pymysql.Error.
-    """
-    rows = execute(
-        connection,
-        "SELECT DISTINCT grantee FROM (SELECT grantee, table_schema FROM information_schema.schema_privileges"
-        " UNION ALL SELECT grantee, table_schema FROM information_schema.table_privileges"
-        " UNION ALL SELECT grantee, table_schema FROM information_schema.column_privileges) p"
-        " WHERE %s LIKE table_schema ORDER BY grantee",
-        (database,),
-    )
-    statements = []
-    for (account,) in rows:
-        # information_schema puts quotes around both parts, but escapes nothing within.
-        user, _, host = str(account).rpartition("@")
-        name = f"{_text(user)}@{_text(host)}"
-        statements += [str(create) for (create,) in execute(connection, f"SHOW CREATE USER {name}")]
-        for (grant,) in execute(connection, f"SHOW GRANTS FOR {name}"):
-            place = GRANT_ON.search(str(grant))
-            if place and is_like(database, place[1].replace("``", "`")):
-                statements.append(str(grant))
-    return statements
-
-
-def is_like(name: str, pattern: str) -> bool:
-    """Whether a database is meant by the pattern of a grant, in which % and _ stand for others unless escaped."""
-    parts = re.findall(r"\\.|.", pattern, re.DOTALL)
-    wild = {"%": ".*", "_": "."}
-    return re.fullmatch("".join(wild.get(part) or re.escape(part[-1]) for part in parts), name, re.DOTALL) is not None
-
-
-def _text(quoted_text: str) -> str:
-    inner = quoted_text[1:-1]
-    return "'" + inner.replace("\\", "\\\\").replace("'", "''") + "'"

@@ -13,10 +13,11 @@ from pymysql.constants import ER
 from crmbackup.core.errors import TargetError, TargetExists
 from crmbackup.core.events import Emit, Notice
 from crmbackup.engines.mysql import restore_clean as clean
+from crmbackup.engines.mysql.accounts import GRANT_ON
 from crmbackup.engines.mysql.connection import Connection, Server, code_of, connect, execute, quoted, target_errors
-from crmbackup.engines.mysql.objects import GRANT_ON
 
-_CREATE = "CREATE USER "
+_CREATE = "CREATE "
+_CREATE_USER = f"{_CREATE}USER "
 _OBJECTS_NEED = (
     "SELECT, INSERT, UPDATE, DELETE, EXECUTE, SHOW VIEW, TRIGGER, EVENT, CREATE TEMPORARY TABLES, LOCK TABLES"
 )
@@ -62,8 +63,9 @@ def make_users(connection: Connection, statements: Sequence[str]) -> None:
     """Make the snapshot's accounts where they are missing, with their passwords. Raises pymysql.Error."""
     for text in statements:
         if text.startswith(_CREATE):
-            made = text.replace(_CREATE, f"{_CREATE}IF NOT EXISTS ", 1)
-            execute(connection, text if text.startswith(f"{_CREATE}IF NOT EXISTS ") else made)
+            there = "IF NOT EXISTS "
+            missing = text.startswith(_CREATE_USER) and not text.startswith(_CREATE_USER + there)
+            execute(connection, text.replace(_CREATE_USER, _CREATE_USER + there, 1) if missing else text)
 
 
 def give_rights(

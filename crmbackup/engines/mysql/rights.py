@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import pymysql
 
 from crmbackup.core.errors import SourceDenied
+from crmbackup.engines.mysql.accounts import is_like
 from crmbackup.engines.mysql.connection import Connection, Server, Version, code_of, execute, quoted, value
 from crmbackup.engines.mysql.dialect import definer_rights
-from crmbackup.engines.mysql.objects import is_like
 
 #: Without these on the whole database something would be missing: each with what that is.
 _ALWAYS = (

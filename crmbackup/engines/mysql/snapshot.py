@@ -9,6 +9,7 @@ from crmbackup.core.clock import Clock
 from crmbackup.core.errors import SourceChanged, SourceError
 from crmbackup.core.events import Emit, Notice, PhaseEnded
 from crmbackup.engines.base import Image, Parent, Slice, Snapshot, SourceInfo, TableRecord
+from crmbackup.engines.mysql.accounts import read_accounts
 from crmbackup.engines.mysql.catalog import Table, read_database
 from crmbackup.engines.mysql.changes import Changes, read_changes, with_birth
 from crmbackup.engines.mysql.connection import Server, execute, source_errors
@@ -30,7 +31,7 @@ from crmbackup.engines.mysql.layout import (
     renumbered,
 )
 from crmbackup.engines.mysql.memory import PartMemory, load_memory, save_memory
-from crmbackup.engines.mysql.objects import read_accounts, read_objects, read_sequences
+from crmbackup.engines.mysql.objects import read_objects, read_sequences
 from crmbackup.engines.mysql.planning import (
     ParentTables,
     RangePlan,
@@ -81,7 +82,7 @@ class MysqlSnapshot(Snapshot):
         with source_errors(server):
             execute(moment.catalog, f"USE `{server.database.replace('`', '``')}`")
             self._objects = self._read_objects((*moment.tables, *moment.elsewhere))
-            self._accounts = read_accounts(moment.catalog, server.database) if accounts else []
+            self._accounts = read_accounts(moment.catalog, server.database, moment.version) if accounts else []
             self._database = read_database(moment.catalog, server.database)
         self._has_accounts = accounts
         self._refuse_unknown()
