@@ -29,9 +29,11 @@ def test_the_server_escapes_no_value_that_may_be_long() -> None:
         "char(255)": False,
         "longtext": True,
         "json": True,
+        "vector(16383)": True,
     }
     for definition, long in definitions.items():
         column = Column("v", definition.partition("(")[0], definition)
+        assert column.known
         assert ("LENGTH" in column.line_sql) is long, definition
 
 

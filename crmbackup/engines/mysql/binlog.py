@@ -158,8 +158,8 @@ _FIXED = {1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 7: 4, 8: 8, 9: 3, 10: 3, 11: 3, 12: 8, 1
 #: With fractions of seconds, whose number of digits is the type's metadata.
 _TIMESTAMP2, _DATETIME2, _TIME2 = 17, 18, 19
 _FRACTIONAL = {_TIMESTAMP2: 4, _DATETIME2: 5, _TIME2: 3}
-#: Their metadata is how many bytes tell the length: blobs, JSON, geometries, compressed blobs of MariaDB.
-_BLOBS = {249, 250, 251, 252, 245, 255, 140}
+#: Their metadata is how many bytes tell the length: blobs, JSON, geometries, compressed blobs of MariaDB, vectors of MySQL.
+_BLOBS = {249, 250, 251, 252, 245, 255, 140, 242}
 _VARIABLE = {_VARCHAR, 253, 141}
 #: Bytes of metadata of each type; none for all others.
 _META = {

@@ -17,6 +17,8 @@ PLAIN, NUMBER, TEXT = "", "number", "text"
 
 _TEXT = {"char", "varchar", "tinytext", "text", "mediumtext", "longtext"}
 _BYTES = {"binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob", "inet6", "inet4", "uuid"}
+#: Of MariaDB from 11.7 and MySQL from 9.0 on: the bytes of its numbers.
+_VECTOR = "vector"
 _GEOMETRY = {
     "geometry",
     "point",
@@ -46,6 +48,7 @@ _BARE = {
 #: random bytes takes it 3 s, 8 MiB 170 s.
 _LONG = 8192
 _MAY_BE_LONG = _GEOMETRY | {
+    _VECTOR,
     "text",
     "mediumtext",
     "longtext",
@@ -77,7 +80,7 @@ class Column:
     @property
     def known(self) -> bool:
         """Whether this engine can write its values exactly."""
-        return self.type in _TEXT | _BYTES | _GEOMETRY | _BARE | _FLOATS | _NUMBERS | {"json"}
+        return self.type in _TEXT | _BYTES | _GEOMETRY | _BARE | _FLOATS | _NUMBERS | {"json", _VECTOR}
 
     @property
     def load(self) -> str:
@@ -122,7 +125,7 @@ class Column:
         if self.type in _NETWORK:
             return f"CAST({name} AS CHAR)"
         stored = f"CAST({name} AS CHAR)" if self.type == "json" else name
-        raw = f"CAST({stored} AS BINARY)" if self.type in _GEOMETRY else f"CONVERT({stored} USING binary)"
+        raw = f"CAST({stored} AS BINARY)" if self.type in _GEOMETRY | {_VECTOR} else f"CONVERT({stored} USING binary)"
         for plain, escaped in (("5C", "5C5C"), ("09", "5C74"), ("0A", "5C6E")):
             raw = f"REPLACE({raw},X'{plain}',X'{escaped}')"
         return f"IF(LENGTH({stored})>{_LONG},NULL,{raw})" if self.may_be_long else raw
@@ -145,7 +148,7 @@ def line_sql(columns: tuple[Column, ...]) -> str:
 
 def fields_sql(columns: tuple[Column, ...]) -> str:
     """SQL of the same values as columns of their own, unescaped; for a session that converts no character sets."""
-    stored = _TEXT | (_BYTES - _NETWORK) | _GEOMETRY | {"json"}
+    stored = _TEXT | (_BYTES - _NETWORK) | _GEOMETRY | {"json", _VECTOR}
     return ",".join(quoted(column.name) if column.type in stored else column.field for column in columns)
 
 
