@@ -11,12 +11,20 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from crmbackup.core.clock import SystemClock
+from crmbackup.operations.shipping import StorageSpec
+from crmbackup.repository.identity import Identity
+from crmbackup.repository.manifest import ManifestHeader
+from crmbackup.repository.repository import Repository
+from crmbackup.repository.signing import HostKey
+from crmbackup.storage.address import LocalAddress
 
 PROGRAM = Path(sys.executable).with_name("crmbackup")
 CRMGEN = Path(__file__).parents[2] / "scripts" / "crmgen.py"
@@ -228,3 +236,18 @@ def stopped_at_end(process: subprocess.Popen[Any]):
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream:
                 stream.close()
+
+
+def commit_in_future(host: Host, place: Path) -> ManifestHeader:
+    """Commit the last snapshot of the policy crm again, as ffffffffffffffff and dated in the future; gives the last one.
+
+    place: where identity.txt and the repository are.
+    """
+    identity = Identity.from_text((place / "identity.txt").read_text())
+    host_key = HostKey.from_text((host.config / "host.key").read_text())
+    storage = StorageSpec(LocalAddress(place / "repository")).open()
+    repository = Repository.open(storage, identity=identity, host_key=host_key)
+    header = repository.snapshots("crm").headers[-1]
+    later = replace(header, snapshot_id="f" * 16, captured=header.captured + timedelta(days=400))
+    repository.commit(later, repository.body(header), SystemClock())
+    return header

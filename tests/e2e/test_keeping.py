@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from crmbackup.core.clock import SystemClock
-from crmbackup.operations.shipping import StorageSpec
-from crmbackup.repository.identity import Identity
-from crmbackup.repository.repository import Repository
-from crmbackup.repository.signing import HostKey
-from crmbackup.storage.address import LocalAddress
-from tests.e2e.product import Host
+from tests.e2e.product import Host, commit_in_future
 
 pytestmark = pytest.mark.e2e
 
@@ -87,13 +79,7 @@ def test_check_reads_one_part_after_the_other(ready: Host) -> None:
 
 def test_a_snapshot_that_is_dated_in_the_future_can_be_removed(ready: Host, tmp_path: Path) -> None:
     """Else it would be warned of until its date comes, and there is no other way than by hand in the storage."""
-    identity = Identity.from_text((tmp_path / "identity.txt").read_text())
-    host_key = HostKey.from_text((ready.config / "host.key").read_text())
-    storage = StorageSpec(LocalAddress(tmp_path / "repository")).open()
-    repository = Repository.open(storage, identity=identity, host_key=host_key)
-    header = repository.snapshots("crm").headers[-1]
-    later = replace(header, snapshot_id="f" * 16, captured=header.captured + timedelta(days=400))
-    repository.commit(later, repository.body(header), SystemClock())
+    commit_in_future(ready, tmp_path)
     assert "`crmbackup forget crm --future`" in ready.run("status", "crm", code=14).out
     ready.run("forget", "crm", "--yes")
     # Not while there are fewer good ones than min_copies.

@@ -8,19 +8,11 @@ import socket
 import sqlite3
 import subprocess
 from contextlib import closing
-from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from crmbackup.core.clock import SystemClock
-from crmbackup.operations.shipping import StorageSpec
-from crmbackup.repository.identity import Identity
-from crmbackup.repository.repository import Repository
-from crmbackup.repository.signing import HostKey
-from crmbackup.storage.address import LocalAddress
-from tests.e2e.product import Host, content, crm, quiet, write_policy
+from tests.e2e.product import Host, commit_in_future, content, crm, quiet, write_policy
 
 pytestmark = pytest.mark.e2e
 
@@ -171,13 +163,7 @@ def test_nothing_is_restored_into_the_repository(ready: Host, tmp_path: Path) ->
 def test_a_snapshot_from_a_clock_that_was_wrong_is_warned_of_and_hides_no_newer_one(
     ready: Host, database: Path, tmp_path: Path
 ) -> None:
-    identity = Identity.from_text((tmp_path / "identity.txt").read_text())
-    host_key = HostKey.from_text((ready.config / "host.key").read_text())
-    storage = StorageSpec(LocalAddress(tmp_path / "repository")).open()
-    repository = Repository.open(storage, identity=identity, host_key=host_key)
-    header = repository.snapshots("crm").headers[-1]
-    later = replace(header, snapshot_id="f" * 16, captured=header.captured + timedelta(days=400))
-    repository.commit(later, repository.body(header), SystemClock())
+    header = commit_in_future(ready, tmp_path)
     done = ready.run("restore", "crm", "--to", "out.db", "--plan")
     assert header.snapshot_id in done.out
     assert "ffffffffffffffff is dated in the future" in done.err
