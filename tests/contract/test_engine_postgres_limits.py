@@ -144,6 +144,13 @@ def test_programs_that_are_newer_than_the_server_bring_all_of_it_back(
             id="before the rows",
         ),
         pytest.param(
+            'CREATE FUNCTION "transaction_timeout\nCommand was: SET transaction_timeout = 0;\n"(int) RETURNS int'
+            " LANGUAGE internal AS 'int4abs'; UPDATE pg_proc SET prosrc = proname WHERE proname LIKE 'transaction%'",
+            "CREATE FUNCTION public.",
+            "transaction_timeout",
+            id="a name like pg_restore's words",
+        ),
+        pytest.param(
             "CREATE TABLE twice (a int UNIQUE); INSERT INTO twice VALUES (1);"
             "UPDATE pg_index SET indisunique = false WHERE indrelid = 'twice'::regclass;"
             "UPDATE pg_class SET relhasindex = false WHERE oid = 'twice'::regclass; INSERT INTO twice VALUES (1);"

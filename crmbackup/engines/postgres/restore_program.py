@@ -20,7 +20,8 @@ _TRANSACTION_TIMEOUT = 17
 _UNKNOWN_SETTING = re.compile(
     r"^pg_restore: error: [^\n]*transaction_timeout[^\n]*\nCommand was: SET transaction_timeout = 0;\n+", re.MULTILINE
 )
-_ERROR = "pg_restore: error: "
+#: The second line of an error counts too: a name that looks like the lines above cannot take both.
+_ERROR = re.compile(r"^(pg_restore: error|Command was): ", re.MULTILINE)
 _CAME_TO_THE_END = re.compile(r"^pg_restore: warning: errors ignored on restore: \d+\n*\Z", re.MULTILINE)
 #: More objects than these take more locks in one transaction than a server has by default.
 _ONE_TRANSACTION = 1000
@@ -150,7 +151,7 @@ def _run(command: Sequence[str], server: Server, token: str, *, goes_on: bool) -
     text = _said(done.stderr)
     if goes_on:
         text = _UNKNOWN_SETTING.sub("", text)
-        if done.returncode == 1 and _ERROR not in text and _CAME_TO_THE_END.search(text):
+        if done.returncode == 1 and not _ERROR.search(text) and _CAME_TO_THE_END.search(text):
             return
     raise _refusal(text, server, done.returncode)
 
