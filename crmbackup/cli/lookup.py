@@ -19,8 +19,8 @@ def choose_snapshot(
 ) -> ManifestHeader:
     """The snapshot of a policy (None: of any) that `wanted` and `at` mean. now: the present moment.
 
-    The latest is not one that is dated in the future, unless all are. Snapshots that cannot be trusted or read are warned of and left out. Raises SnapshotNotFound, and UsageError when
-    "latest" would mix several policies.
+    The latest is not one that is dated in the future, unless all are. Snapshots that cannot be trusted or read are warned of
+    and left out. Raises SnapshotNotFound, and UsageError when "latest" would mix several policies.
     """
     listing = repository.snapshots(policy)
     for problem in listing.problems:

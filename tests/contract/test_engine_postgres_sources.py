@@ -99,6 +99,20 @@ def test_a_missing_right_is_told_with_what_helps(cluster: Cluster) -> None:
     assert 'GRANT USAGE ON SCHEMA "crm" TO granted' in error.hint
 
 
+def test_the_statements_that_help_can_be_run_whatever_the_names(cluster: Cluster) -> None:
+    chain = cluster.chain(
+        """CREATE SCHEMA "o'd ""d" """,
+        """CREATE TABLE "o'd ""d".t AS SELECT 1 AS a""",
+        'CREATE ROLE "backup-role" LOGIN',
+    )
+    try:
+        error = chain.become(user="backup-role").refused(SourceDenied)
+        chain.sql(*error.hint.partition("or: ")[2].split("; "))
+        assert chain.take().record("""\"o'd \"\"d\".t""").rows == 1
+    finally:
+        chain.sql('DROP OWNED BY "backup-role"', 'DROP ROLE "backup-role"')
+
+
 def test_a_sequence_without_right_is_listed(cluster: Cluster) -> None:
     chain = cluster.chain(
         *CRM, "GRANT USAGE ON SCHEMA crm TO granted", "GRANT SELECT ON ALL TABLES IN SCHEMA crm TO granted"

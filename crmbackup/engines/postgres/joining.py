@@ -8,6 +8,7 @@ that comes later could wait behind a migration that waits for us.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from crmbackup.core.errors import SourceChanged, SourceDenied, SourceLocked
 from crmbackup.engines.base import Workers
 from crmbackup.engines.postgres import reader
 from crmbackup.engines.postgres.catalog import Listed, Table, list_tables, read_tables
-from crmbackup.engines.postgres.connection import Server, connect, source_errors
+from crmbackup.engines.postgres.connection import Server, connect, quoted, source_errors
 from crmbackup.engines.postgres.horizon import Mark, Position, in_recovery, make_mark, read_position
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -32,6 +33,8 @@ _BATCH = 400
 _LABELS = """
 SELECT e.oid, ARRAY[pg_catalog.format_type(e.enumtypid, NULL), e.enumlabel::text] FROM pg_catalog.pg_enum e
 """
+#: Names that need no quotes.
+_PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
 _TRIES = 20
 _PAUSE = 0.2
 #: One wait for a lock. Waiting for us blocks those who come after the one that we wait for, so it is short.
@@ -131,16 +134,24 @@ def _labels(connection: Connection) -> dict[Any, Any]:
     return {row[0]: row[1] for row in connection.execute(_LABELS)}
 
 
+def _role(server: Server) -> str:
+    """Who connects, as statements name it that are to be typed."""
+    name = dict(server.keywords).get("user")
+    if name is None:
+        return "the backup role"
+    return name if _PLAIN.fullmatch(name) else quoted(name)
+
+
 def refuse_unreadable(server: Server, tables: Sequence[Listed]) -> None:
     """Every table must be readable, and all rows of it. Raises SourceDenied with the statements that help."""
     denied = [table for table in tables if not table.readable]
     if denied:
         names = ", ".join(table.label for table in denied[:5]) + (" ..." if len(denied) > 5 else "")
         schemas = sorted({table.schema for table in denied})
-        user = dict(server.keywords).get("user", "the backup role")
+        user = _role(server)
         grants = "; ".join(
-            f'GRANT USAGE ON SCHEMA "{schema}" TO {user}; GRANT SELECT ON ALL TABLES IN SCHEMA "{schema}" TO {user}'
-            for schema in schemas[:3]
+            f"GRANT USAGE ON SCHEMA {schema} TO {user}; GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {user}"
+            for schema in map(quoted, schemas[:3])
         )
         raise SourceDenied(
             f"the user may not read {len(denied)} of {len(tables)} tables of {server.name}",
@@ -149,7 +160,7 @@ def refuse_unreadable(server: Server, tables: Sequence[Listed]) -> None:
         )
     filtered = [table.label for table in tables if table.filtered]
     if filtered:
-        user = dict(server.keywords).get("user", "the backup role")
+        user = _role(server)
         raise SourceDenied(
             f"row-level security may hide rows of {len(filtered)} of {len(tables)} tables of {server.name} from the user",
             why=", ".join(filtered[:5]) + (" ..." if len(filtered) > 5 else ""),
