@@ -56,7 +56,8 @@ def what_is_there(connection: Connection, database: str) -> dict[str, tuple[int,
 def take_lock(connection: Connection, database: str) -> bool:
     """For as long as the connection lives; False when another restore to this database has it."""
     name = "crmbackup_" + sha256(database.encode()).hexdigest()[:40]
-    return bool(value(connection, "SELECT GET_LOCK(%s, 0)", (name,)))
+    # The session of a restore that has just ended, or was killed, lives on for a moment.
+    return bool(value(connection, "SELECT GET_LOCK(%s, 1)", (name,)))
 
 
 def read_mark(connection: Connection, database: str) -> Mapping[str, Any] | None:

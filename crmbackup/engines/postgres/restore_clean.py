@@ -21,6 +21,8 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 MARK = "crmbackup_restoring"
 #: What only one session of a database can hold: that which restores. Two halves of a number of our own.
 _LOCK = (0x63726D62, 0x72657374)
+#: How often is looked whether it is free, within a second.
+_LOOKS = 20
 _DROP_EVENT_TRIGGERS = "SELECT format('DROP EVENT TRIGGER %I', evtname) FROM pg_event_trigger"
 #: What is dropped in one transaction: each takes locks, of which a server has a limited number.
 _BATCH = 200
@@ -55,8 +57,13 @@ def what_is_there(connection: Connection) -> dict[str, tuple[int, str]]:
 
 def take_lock(connection: Connection) -> bool:
     """For as long as the connection lives; False when another restore to this database has it."""
-    row = connection.execute("SELECT pg_catalog.pg_try_advisory_lock(%s, %s)", _LOCK).fetchone()
-    return bool(row and row[0])
+    for _ in range(_LOOKS):
+        row = connection.execute("SELECT pg_catalog.pg_try_advisory_lock(%s, %s)", _LOCK).fetchone()
+        if row and row[0]:
+            return True
+        # The session of a restore that has just ended, or was killed, lives on for a moment.
+        connection.execute("SELECT pg_catalog.pg_sleep(0.05)")
+    return False
 
 
 def read_mark(connection: Connection) -> Mapping[str, Any] | None:
