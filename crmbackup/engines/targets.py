@@ -63,3 +63,11 @@ def not_taken_back(name: str, mark: str, error: CrmBackupError, because: BaseExc
         why=f"{error}; the restore had ended because: {because or 'it was not finished'}",
         hint=f"the {mark} in it says that it is not whole; the next restore to it removes it",
     )
+
+
+def tables_and_rows(tables: int, rows: int | None) -> str:
+    """What comes back, in words. rows: None for definitions alone."""
+    what = f"{tables} table{'' if tables == 1 else 's'}"
+    return (
+        f"definitions only, of {what}; no rows" if rows is None else f"{what} with {rows} row{'' if rows == 1 else 's'}"
+    )

@@ -28,7 +28,7 @@ def test_one_table_comes_back_with_what_it_needs(make_case: Callable[..., Case])
     taken = case.chain.take()
     place = case.place()
     lines = case.chain.target(place, tables=("contacts",)).describe(taken.image.layout)
-    assert any("1 tables with 3004 rows" in line for line in lines)
+    assert any("1 table with 3004 rows" in line for line in lines)
     along = next(line for line in lines if line.startswith("definitions that come along: "))
     assert along.removeprefix("definitions that come along: ").split(", ") == [
         "function crm.stamp()", "schema crm", "type crm.email", "type crm.stage"

@@ -39,7 +39,7 @@ from crmbackup.engines.mysql.restore_accounts import drop_database, missing_acco
 from crmbackup.engines.mysql.restore_plan import Plan, find_tables
 from crmbackup.engines.mysql.restore_verify import Restored, query, verify
 from crmbackup.engines.mysql.rights import may_define_for_others
-from crmbackup.engines.targets import closed_with_reason, refuse_options, refuse_what_is_there
+from crmbackup.engines.targets import closed_with_reason, refuse_options, refuse_what_is_there, tables_and_rows
 
 _SYSTEM = ("mysql", "sys", "information_schema", "performance_schema")
 
@@ -227,10 +227,8 @@ class MysqlTarget(Target):
 
 def _content_lines(layout: Layout, options: RestoreOptions, wanted: frozenset[str] | None) -> Iterator[str]:
     tables = [table for table in layout.tables if wanted is None or table.name in wanted]
-    if options.content == "schema":
-        yield f"definitions only, of {len(tables)} tables; no rows"
-    else:
-        yield f"{len(tables)} tables with {sum(part.rows for table in tables for part in table.parts)} rows"
+    rows = sum(part.rows for table in tables for part in table.parts)
+    yield tables_and_rows(len(tables), None if options.content == "schema" else rows)
     if options.content == "data":
         yield "triggers of these tables are taken away meanwhile, and made again at the end"
     else:

@@ -37,7 +37,7 @@ from crmbackup.engines.postgres.restore_roles import (
 )
 from crmbackup.engines.postgres.restore_tables import find_tables
 from crmbackup.engines.postgres.restore_verify import query, verify
-from crmbackup.engines.targets import closed_with_reason, refuse_options, refuse_what_is_there
+from crmbackup.engines.targets import closed_with_reason, refuse_options, refuse_what_is_there, tables_and_rows
 
 #: From this version on event triggers can be kept from firing, those at login too.
 _EVENT_TRIGGERS_OFF = 17
@@ -251,10 +251,7 @@ def _acting_lines(layout: Layout) -> Iterator[str]:
 def _content_lines(layout: Layout, options: RestoreOptions, wanted: Sequence[Any] | None) -> Iterator[str]:
     rows = sum(part.rows for table in layout.tables if wanted is None or table in wanted for part in table.parts)
     count = len(layout.tables) if wanted is None else len(wanted)
-    if options.content == "schema":
-        yield f"definitions only, of {count} tables; no rows"
-    else:
-        yield f"{count} tables with {rows} rows"
+    yield tables_and_rows(count, None if options.content == "schema" else rows)
     objects = len(layout.large_objects)
     if objects and options.content != "schema":
         yield (
